@@ -1,0 +1,185 @@
+"""Data modules: what `gfm-jepa fit` takes under ``data:``."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import InputError
+from ..modalities import resolve_all
+from .eurosat import EuroSATRGB
+from .rasters import Rasters, collate
+from .samplers import GroupBatchSampler, ResumableLoader
+
+
+class PretrainDataModule(LightningDataModule):
+    """Base of the data modules: raw physical units, no normalisation (the encoder does that).
+
+    Args:
+        modalities: What the batches hold: known names, YAML paths, or mappings of fields.
+        batch_size: Samples of a batch on one rank.
+        num_workers: Processes that read; 0 reads in the training process.
+    """
+
+    def __init__(
+        self, modalities: Sequence[str | dict[str, Any]], batch_size: int, num_workers: int
+    ) -> None:
+        super().__init__()
+        self.modalities = resolve_all(modalities)
+        if batch_size < 1:
+            raise InputError(f'batch_size is {batch_size}; give at least 1.')
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def train_loader(
+        self,
+        dataset: Dataset[Any],
+        groups: Sequence[Sequence[int]],
+        samples_per_epoch: int | None = None,
+        collate_fn: Any = None,
+    ) -> ResumableLoader:
+        """A loader that shards by rank and resumes; run Lightning without its own sampler."""
+        trainer = self.trainer
+        sampler = GroupBatchSampler(
+            groups,
+            self.batch_size,
+            seed=int(os.environ.get('PL_GLOBAL_SEED', '0')),
+            samples_per_epoch=samples_per_epoch,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+        return ResumableLoader(dataset, sampler, self.num_workers, collate_fn)
+
+
+class EuroSATRGBDataModule(PretrainDataModule):
+    """EuroSAT RGB: pretrains on the training list only, and probes on the validation list.
+
+    Args:
+        root: Folder that holds the images and the split lists; see `EuroSATRGB`.
+        split_lists: ``spatial``, ``random0``, ``csv``, or a folder of lists.
+        modalities: ``rgb``, perhaps with statistics of its own.
+        batch_size: Samples of a batch on one rank.
+        num_workers: Processes that read; the images are decoded once and kept in memory.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        split_lists: str = 'spatial',
+        modalities: Sequence[str | dict[str, Any]] = ('rgb',),
+        batch_size: int = 64,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(modalities, batch_size, num_workers)
+        if [m.name for m in self.modalities] != ['rgb']:
+            raise InputError('EuroSAT RGB holds the modality rgb, and no other.')
+        self.root = root
+        self.split_lists = split_lists
+        self.train_dataset: EuroSATRGB
+        self.val_dataset: EuroSATRGB
+
+    def setup(self, stage: str) -> None:
+        """Read the lists and decode the images, once."""
+        if not hasattr(self, 'train_dataset'):
+            self.train_dataset = EuroSATRGB(self.root, 'train', self.split_lists)
+            self.val_dataset = EuroSATRGB(self.root, 'val', self.split_lists)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Batches ``{'rgb': (B, 3, 64, 64), 'label': (B,)}``, 0..255."""
+        return self.train_loader(self.train_dataset, [range(len(self.train_dataset))])
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """The validation list, in order."""
+        return DataLoader(self.val_dataset, self.batch_size, num_workers=self.num_workers)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The validation list, in order."""
+        return self.val_dataloader()
+
+    def probe_datasets(self) -> tuple[Dataset[Any], Dataset[Any]]:
+        """Labelled training and validation parts, for the online kNN probe."""
+        return self.train_dataset, self.val_dataset
+
+
+class RastersDataModule(PretrainDataModule):
+    """Chips from folders of rasters: mixed CRS, resolutions, modalities and gaps.
+
+    Args:
+        paths: Files or folders, searched recursively; ``name=path`` says which modality is there.
+        modalities: Which to read, the candidates for a place's anchor first.
+        val_paths: Files or folders of other places, for validation.
+        chip_size: Side of a chip, pixels of the anchor.
+        stride: Anchor pixels from one training chip to the next; a quarter chip by default.
+        patch_size: Of the encoder, pixels; chips of other gsd are multiples of it wide.
+        samples_per_epoch: Chips drawn for one epoch; all by default.
+        batch_size: Samples of a batch on one rank.
+        num_workers: Processes that read.
+        strict: Refuse broken files, where by default they are named and left out.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        modalities: Sequence[str | dict[str, Any]],
+        val_paths: Sequence[str] = (),
+        chip_size: int = 96,
+        stride: int | None = None,
+        patch_size: int = 8,
+        samples_per_epoch: int | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        strict: bool = False,
+    ) -> None:
+        super().__init__(modalities, batch_size, num_workers)
+        self.paths, self.val_paths = list(paths), list(val_paths)
+        self.chip_size, self.patch_size, self.strict = chip_size, patch_size, strict
+        self.stride = stride or max(chip_size // 4, 1)
+        self.samples_per_epoch = samples_per_epoch
+        self.train_dataset: Rasters
+        self.val_dataset: Rasters
+
+    def setup(self, stage: str) -> None:
+        """Scan the folders, and print what feeds what."""
+        if stage == 'fit' and not hasattr(self, 'train_dataset'):
+            self.train_dataset = self._rasters(self.paths, self.stride)
+            rank_zero_info(self.train_dataset.report())
+        if stage != 'fit' and not self.val_paths:
+            raise InputError('There is nothing to validate on; set data.val_paths to other places.')
+        if self.val_paths and not hasattr(self, 'val_dataset'):
+            self.val_dataset = self._rasters(self.val_paths, self.chip_size)
+            rank_zero_info(self.val_dataset.report())
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Batches of one group each: the same modalities, sizes and gsd."""
+        groups = self.train_dataset.groups()
+        return self.train_loader(self.train_dataset, groups, self.samples_per_epoch, collate)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Chips of `val_paths` side by side, in order; none without such paths."""
+        if not self.val_paths:
+            return []
+        batches = [
+            group[i : i + self.batch_size]
+            for group in self.val_dataset.groups()
+            for i in range(0, len(group), self.batch_size)
+        ]
+        return DataLoader(
+            self.val_dataset, batch_sampler=batches, num_workers=self.num_workers,
+            collate_fn=collate,
+        )  # fmt: skip
+
+    def test_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """As `val_dataloader`."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """As `val_dataloader`."""
+        return self.val_dataloader()
+
+    def _rasters(self, paths: Sequence[str], stride: int) -> Rasters:
+        return Rasters(
+            paths, self.modalities, self.chip_size, stride, self.patch_size, strict=self.strict
+        )

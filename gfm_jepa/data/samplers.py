@@ -1,0 +1,110 @@
+"""In which order chips are seen: by rank, in batches of one shape, and resumable mid-epoch."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class GroupBatchSampler(Sampler[list[int]]):
+    """Batches whose samples all belong to one group, in a new order each epoch.
+
+    Every rank draws the same global batches and takes its own part of each, so that two ranks with
+    a batch size of n see what one rank with 2 n sees. A group's last, short batch is left out,
+    unless the group has no other.
+
+    Args:
+        groups: Indices of the samples of each group; a batch never mixes two.
+        batch_size: Samples of a batch on one rank.
+        seed: Of the order.
+        samples_per_epoch: How many samples to draw without replacement each epoch; all by default.
+        rank: Of this process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Sequence[int]],
+        batch_size: int,
+        seed: int = 0,
+        samples_per_epoch: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.groups = [torch.as_tensor(g) for g in groups if len(g)]
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank, self.world_size = rank, world_size
+        total = sum(len(g) for g in self.groups)
+        share = min(samples_per_epoch / total, 1.0) if samples_per_epoch else 1.0
+        self.counts = [max(round(len(g) * share), 1) for g in self.groups]
+        self.epoch = 0
+        self.start = 0  # batches of the current epoch that are already done
+
+    def _batches_of(self, count: int) -> int:
+        return max(count // (self.batch_size * self.world_size), 1)
+
+    def __len__(self) -> int:
+        return sum(self._batches_of(count) for count in self.counts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        whole = self.batch_size * self.world_size
+        batches = []
+        for group, count in zip(self.groups, self.counts, strict=True):
+            drawn = group[torch.randperm(len(group), generator=generator)[:count]]
+            for i in range(self._batches_of(count)):
+                part = drawn[i * whole : (i + 1) * whole]
+                if len(part) < self.world_size:  # every rank needs a sample
+                    part = part.repeat(self.world_size)
+                batches.append(part[self.rank :: self.world_size].tolist())
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        for i in order[self.start :]:
+            yield batches[i]
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A DataLoader that goes on in the middle of an epoch; Lightning keeps its state.
+
+    Args:
+        dataset: Map-style dataset.
+        batch_sampler: Decides the order.
+        num_workers: Processes that read.
+        collate_fn: Makes a batch of samples; torch's by default.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_sampler: GroupBatchSampler,
+        num_workers: int = 0,
+        collate_fn: Any = None,
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_sampler=batch_sampler,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            persistent_workers=False,
+        )
+        self.order = batch_sampler
+        self.done = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.done = self.order.start
+        for batch in super().__iter__():
+            self.done += 1
+            yield batch
+        self.order.start = 0
+        self.order.epoch += 1
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and batches of it that were handed out."""
+        return {'epoch': self.order.epoch, 'done': self.done}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on behind the last batch that was handed out."""
+        finished = state_dict['done'] >= len(self.order)
+        self.order.epoch = state_dict['epoch'] + int(finished)
+        self.order.start = 0 if finished else state_dict['done']

@@ -1,0 +1,85 @@
+"""From a dataset and something that embeds a batch to a matrix of frozen features."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import InputError
+
+Embed = Callable[[dict[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Frozen features of one split.
+
+    Attributes:
+        embeddings: (N, D), float32, on the CPU, finite.
+        labels: (N,), int64, on the CPU.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.labels)
+
+
+def extract_features(
+    embed: Embed,
+    dataset: Dataset[dict[str, Tensor]],
+    batch_size: int = 256,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> Features:
+    """Embed every sample of a dataset, in its order, without gradients.
+
+    Args:
+        embed: Takes a batch, rasters (B, C, H, W) in raw units by modality, and returns (B, D). A
+            module is in evaluation mode meanwhile.
+        dataset: Of samples with a ``label`` beside the rasters.
+        batch_size: Samples a batch.
+        num_workers: Processes that read; 0 reads in this one.
+        progress: Show a bar once it has taken more than two seconds.
+
+    Raises:
+        InputError: If the dataset is empty, or an embedding is not finite: such a sample holds no
+            valid pixels, or the weights are broken.
+    """
+    from tqdm import tqdm
+
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
+    if not len(loader):
+        raise InputError('There is nothing to embed: the dataset has no samples.')
+    embeddings, labels = [], []
+    with torch.inference_mode(), evaluating(embed):
+        bar = tqdm(loader, 'Embedding', delay=2, leave=False, disable=not progress, unit='batch')
+        for batch in bar:
+            labels.append(batch.pop('label'))
+            embeddings.append(embed(batch).float().cpu())
+    features = Features(torch.cat(embeddings), torch.cat(labels).long())
+    lost = int((~features.embeddings.isfinite()).any(dim=1).sum())
+    if lost:
+        raise InputError(
+            f'{lost} of {len(features)} embeddings are NaN or infinite; leave out the samples '
+            f'without valid pixels, or check the weights.'
+        )
+    return features
+
+
+@contextmanager
+def evaluating(embed: object) -> Iterator[None]:
+    """Put a module, if it is one, into evaluation mode for a while."""
+    modes = {m: m.training for m in embed.modules()} if isinstance(embed, nn.Module) else {}
+    for module in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,207 @@
+"""Which tokens are seen and which are predicted: pure functions from a grid to token indices.
+
+All masks are drawn on one ground grid, whatever the number of modalities: every token belongs to
+the cell that its centre falls into (`token_cells`), so one block hides the same ground in all of
+them. A whole batch is drawn at once, without a loop over its samples.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def sample_block_size(
+    grid: tuple[int, int],
+    scale: tuple[float, float],
+    aspect_ratio: tuple[float, float],
+    generator: torch.Generator,
+) -> tuple[int, int]:
+    """Draw the height and width, in cells, of one block.
+
+    Args:
+        grid: Height and width of the grid, in cells.
+        scale: Lowest and highest share of the grid's area.
+        aspect_ratio: Lowest and highest height to width ratio.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        The size whose area, among those that rounding up or down gives, lies nearest the drawn
+        one; at least one cell and never the whole grid unless the scale reaches 1.
+    """
+    u = torch.rand(2, generator=generator).tolist()
+    cells = grid[0] * grid[1]
+    area = cells * (scale[0] + u[0] * (scale[1] - scale[0]))
+    low, high = math.log(aspect_ratio[0]), math.log(aspect_ratio[1])
+    ratio = math.exp(low + u[1] * (high - low))
+    height, width = math.sqrt(area * ratio), math.sqrt(area / ratio)
+    options = [
+        (min(max(h, 1), grid[0]), min(max(w, 1), grid[1]))
+        for h in (math.floor(height), math.ceil(height))
+        for w in (math.floor(width), math.ceil(width))
+    ]
+    return min(options, key=lambda o: abs(o[0] * o[1] - area))
+
+
+def place_blocks(
+    shape: tuple[int, int],
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    generator: torch.Generator,
+) -> Tensor:
+    """Put one block of a given size at a random place of each of many grids.
+
+    Args:
+        shape: Batch size B and number of blocks M.
+        grid: Height h and width w of the grid, in cells.
+        size: Height and width of a block, in cells.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        (B, M, h * w) boolean, True inside the block.
+    """
+    top = torch.randint(grid[0] - size[0] + 1, (*shape, 1), generator=generator)
+    left = torch.randint(grid[1] - size[1] + 1, (*shape, 1), generator=generator)
+    row, col = torch.arange(grid[0]), torch.arange(grid[1])
+    in_rows = (row >= top) & (row < top + size[0])
+    in_cols = (col >= left) & (col < left + size[1])
+    return (in_rows.unsqueeze(-1) & in_cols.unsqueeze(-2)).flatten(-2)
+
+
+def multi_block(
+    batch_size: int,
+    grid: tuple[int, int],
+    generator: torch.Generator,
+    num_targets: int = 4,
+    target_scale: tuple[float, float] = (0.15, 0.2),
+    target_aspect_ratio: tuple[float, float] = (0.75, 1.5),
+    context_scale: tuple[float, float] = (0.85, 1.0),
+) -> tuple[Tensor, Tensor]:
+    """Draw I-JEPA's multi-block masks: target blocks, and a large context block without them.
+
+    The size of the blocks is drawn once for the batch, their places for each sample.
+
+    Args:
+        batch_size: B.
+        grid: Height h and width w of the ground grid, in cells.
+        generator: Source of randomness, on the CPU; the same state gives the same masks.
+        num_targets: Target blocks M of a sample; they may overlap each other.
+        target_scale: Share of the grid that one target block covers.
+        target_aspect_ratio: Height to width of a target block.
+        context_scale: Share of the grid that the context block covers before the targets leave it.
+
+    Returns:
+        context (B, h * w) and targets (B, M, h * w), boolean; True is seen, and predicted. They
+        never overlap, and no context is empty.
+
+    Source: Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive
+        Architecture" (2023), section 3 and appendix A.
+    Differs from the source: where the targets would leave no context (small grids), the sample's
+        targets all become its first block and its context everything else.
+    """
+    target_size = sample_block_size(grid, target_scale, target_aspect_ratio, generator)
+    context_size = sample_block_size(grid, context_scale, (1.0, 1.0), generator)
+    targets = place_blocks((batch_size, num_targets), grid, target_size, generator)
+    context = place_blocks((batch_size, 1), grid, context_size, generator).squeeze(1)
+    context &= ~targets.any(dim=1)
+    if not (has_context := context.any(dim=1)).all():
+        empty = ~has_context
+        targets[empty] = targets[empty, :1]
+        context[empty] = ~targets[empty, 0]
+    return context, targets
+
+
+def token_cells(positions: Tensor, extent: tuple[float, float], grid: tuple[int, int]) -> Tensor:
+    """Find the ground cell that each token's centre falls into.
+
+    Args:
+        positions: (N, 2) centres of the tokens, metres south and east of the chip's corner.
+        extent: Height and width of the chip, metres.
+        grid: Height h and width w of the ground grid, in cells.
+
+    Returns:
+        (N,) index of the cell, row by row.
+    """
+    size = torch.tensor([extent[0] / grid[0], extent[1] / grid[1]], device=positions.device)
+    cell = (positions / size).long()
+    row = cell[:, 0].clamp(0, grid[0] - 1)
+    col = cell[:, 1].clamp(0, grid[1] - 1)
+    return row * grid[1] + col
+
+
+def keep_ids(keep: Tensor, count: int | None = None) -> Tensor:
+    """List the indices of the tokens to keep, sample by sample.
+
+    Args:
+        keep: (..., N) boolean, True for a token to keep.
+        count: Length K of the list; by default the largest number of kept tokens.
+
+    Returns:
+        (..., K) indices in rising order. Samples with fewer are filled with -1, those with more
+        lose the last.
+    """
+    if count is None:
+        count = int(keep.sum(dim=-1).max())
+    # A stable sort of "not kept" brings the kept ones to the front in their own order.
+    ids = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., :count]
+    return ids.masked_fill(~keep.gather(-1, ids), -1)
+
+
+def trim(keep: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Drop random kept tokens so that no sample keeps more than `count`.
+
+    Args:
+        keep: (B, N) boolean.
+        count: Most tokens that a sample may keep.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        (B, N) boolean, a subset of `keep`.
+    """
+    priority = torch.rand(keep.shape, generator=generator).masked_fill(~keep, -1.0)
+    best = priority.topk(min(count, keep.shape[1]), dim=1)
+    return torch.zeros_like(keep).scatter_(1, best.indices, best.values >= 0)
+
+
+@dataclass(frozen=True)
+class MultiBlock:
+    """How multi-block masks are drawn; see `multi_block` for the numbers' meaning.
+
+    Args:
+        num_targets: Target blocks M of a sample.
+        target_scale: Share of the grid that one target block covers.
+        target_aspect_ratio: Height to width of a target block.
+        context_scale: Share of the grid that the context block covers before the targets leave it.
+    """
+
+    num_targets: int = 4
+    target_scale: tuple[float, float] = (0.15, 0.2)
+    target_aspect_ratio: tuple[float, float] = (0.75, 1.5)
+    context_scale: tuple[float, float] = (0.85, 1.0)
+
+    def sample(
+        self, valid: Tensor, cells: Tensor, grid: tuple[int, int], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Draw masks on the ground grid and list the tokens that they keep.
+
+        Args:
+            valid: (B, N) boolean, True for a token that is there.
+            cells: (N,) ground cell of each token.
+            grid: Height h and width w of the ground grid, in cells.
+            generator: Source of randomness, on the CPU.
+
+        Returns:
+            context_ids (B, K) and target_ids (B, M, T), -1 where there is none. Contexts are cut
+            at random to the shortest of the batch, so that full rasters need no padding.
+        """
+        context, targets = multi_block(
+            len(valid), grid, generator, self.num_targets, self.target_scale,
+            self.target_aspect_ratio, self.context_scale,
+        )  # fmt: skip
+        valid, cells = valid.cpu(), cells.cpu()
+        context = context[:, cells] & valid
+        targets = targets[:, :, cells] & valid[:, None]
+        # A sample with next to nothing in its context must not cut those of all the others.
+        shortest = max(int(context.sum(dim=1).min()), valid.shape[1] // 8, 1)
+        return keep_ids(trim(context, shortest, generator)), keep_ids(targets)

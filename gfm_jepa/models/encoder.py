@@ -1,0 +1,336 @@
+"""The encoder: one patch embedder per modality, one shared ViT trunk."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import InputError
+from ..modalities import Modality, resolve_all
+from .patch_embed import PatchEmbed
+
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where the N tokens of a batch lie: those of each modality row by row, one after another.
+
+    Attributes:
+        names: Modalities that are there, in the encoder's order.
+        grids: Height and width in patches, per modality.
+        positions: (N, 2) centres, metres south and east of the chip's corner.
+        modality_ids: (N,) index of each token's modality in the encoder's order.
+        extent: Height and width of the chip, metres.
+    """
+
+    names: tuple[str, ...]
+    grids: tuple[tuple[int, int], ...]
+    positions: Tensor
+    modality_ids: Tensor
+    extent: tuple[float, float]
+
+    @property
+    def finest(self) -> tuple[int, int]:
+        """The grid with the most patches: the ground grid on which masks are drawn."""
+        return max(self.grids, key=lambda g: g[0] * g[1])
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens after the trunk.
+
+    Attributes:
+        values: (B, K, D); no meaning where `valid` is False.
+        valid: (B, K), True for a token that is there.
+        ids: (B, K) index of each token in the layout, -1 where there is none.
+        layout: Of all N tokens.
+        depths: The same tokens after earlier blocks, each (B, K, D), if asked for.
+    """
+
+    values: Tensor
+    valid: Tensor
+    ids: Tensor
+    layout: TokenLayout
+    depths: tuple[Tensor, ...] = ()
+
+    def dense(self) -> Tensor:
+        """All N tokens of the layout in order, (B, N, D), NaN where there is none."""
+        total = len(self.layout.positions)
+        if self.ids.shape[1] == total and bool(self.valid.all()):
+            return self.values  # every token is there, and their order never changes
+        width = self.values.shape[-1]
+        full = self.values.new_full((len(self.ids), total + 1, width), torch.nan)
+        slots = self.ids.where(self.valid, total)  # what is not there goes to a spare slot
+        full.scatter_(1, slots.unsqueeze(-1).expand_as(self.values), self.values)
+        return full[:, :total]
+
+
+class Encoder(nn.Module):
+    """Embed any subset of its modalities with one trunk of timm blocks.
+
+    Args:
+        modalities: Modalities, known names, or mappings of `Modality` fields.
+        patch_size: Side of a patch, pixels; one for all, or one per modality name.
+        embed_dim: D, a multiple of 4 and of num_heads.
+        depth: Blocks of the trunk.
+        num_heads: Attention heads.
+        mlp_ratio: Hidden width of the MLPs over D.
+        stem: ``linear``, or ``conv`` (learns faster; not for masked methods).
+        drop_path_rate: Stochastic depth of the last block, rising linearly to it.
+
+    Raises:
+        InputError: If a modality is unknown or lacks statistics, or widths do not divide.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[Modality | str | Mapping[str, Any]],
+        patch_size: int | Mapping[str, int] = 8,
+        embed_dim: int = 192,
+        depth: int = 6,
+        num_heads: int = 3,
+        mlp_ratio: float = 4.0,
+        stem: str = 'linear',
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        resolved = resolve_all(modalities)
+        if embed_dim % 4 or embed_dim % num_heads:
+            raise InputError(
+                f'embed_dim {embed_dim} should be a multiple of 4 and of num_heads {num_heads}.'
+            )
+        sizes = (
+            dict(patch_size)
+            if isinstance(patch_size, Mapping)
+            else {m.name: patch_size for m in resolved}
+        )
+        if lacking := [m.name for m in resolved if m.name not in sizes]:
+            raise InputError(f'patch_size says nothing of {", ".join(lacking)}; add a number.')
+        self.config: dict[str, Any] = {
+            'modalities': [m.to_dict() for m in resolved],
+            'patch_size': sizes,
+            'embed_dim': embed_dim,
+            'depth': depth,
+            'num_heads': num_heads,
+            'mlp_ratio': mlp_ratio,
+            'stem': stem,
+            'drop_path_rate': drop_path_rate,
+        }
+        self.embed_dim = embed_dim
+        self.patch_embeds = nn.ModuleDict(
+            {m.name: PatchEmbed(m, embed_dim, sizes[m.name], stem) for m in resolved}
+        )
+        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate) for rate in rates
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.apply(_init_linear)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build an encoder, with new weights, from the `config` of another."""
+        return cls(**config)
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """The modalities that it embeds, by name."""
+        return {name: self._embedder(name).modality for name in self.patch_embeds}
+
+    def layout(self, batch: Batch) -> TokenLayout:
+        """Say where the tokens of a batch lie, without computing them.
+
+        Raises:
+            InputError: If the batch holds no modality of this encoder, or their chips cover
+                different ground.
+        """
+        rasters = self._rasters(batch)
+        grids, positions, ids, extents = [], [], [], {}
+        for index, name in enumerate(self.patch_embeds):
+            if name not in rasters:
+                continue
+            embed = self._embedder(name)
+            gsd = _gsd(batch, name) or embed.modality.gsd
+            grid = embed.grid(tuple(rasters[name].shape))
+            grids.append(grid)
+            positions.append(embed.positions(grid, gsd))
+            ids.append(torch.full((grid[0] * grid[1],), index, device=positions[-1].device))
+            extents[name] = (rasters[name].shape[-2] * gsd, rasters[name].shape[-1] * gsd)
+        extent = next(iter(extents.values()))
+        for name, other in extents.items():
+            if max(abs(a - b) / a for a, b in zip(extent, other, strict=True)) > 0.01:
+                first = next(iter(extents))
+                raise InputError(
+                    f'{first} covers {extent[0]:g} x {extent[1]:g} m, but {name} '
+                    f'{other[0]:g} x {other[1]:g} m; give chips of the same ground, and '
+                    f'batch["gsd"] where it is not the nominal one.'
+                )
+        return TokenLayout(
+            tuple(extents), tuple(grids), torch.cat(positions), torch.cat(ids), extent
+        )
+
+    def valid_patches(self, batch: Batch) -> Tensor:
+        """Which tokens are there, (B, N) boolean, without computing them."""
+        rasters = self._rasters(batch)
+        return torch.cat([self._embedder(n).valid_patches(x) for n, x in rasters.items()], dim=1)
+
+    def embed_patches(self, batch: Batch) -> tuple[Tensor, Tensor, TokenLayout]:
+        """Tokens before the trunk: (B, N, D), valid (B, N), and their layout."""
+        layout, rasters = self.layout(batch), self._rasters(batch)
+        pairs = [
+            self._embedder(name)(rasters[name], _gsd(batch, name)) for name in layout.names
+        ]
+        return torch.cat([p[0] for p in pairs], 1), torch.cat([p[1] for p in pairs], 1), layout
+
+    def forward_tokens(
+        self, batch: Batch, keep_ids: Tensor | None = None, num_depths: int = 0
+    ) -> Tokens:
+        """Run the trunk over the tokens that are there.
+
+        Args:
+            batch: Rasters (B, C, H, W) by modality, raw units, NaN = not there.
+            keep_ids: (B, K) indices of the tokens to keep, -1 for none; all by default.
+            num_depths: How many blocks before the last to keep the output of.
+
+        Returns:
+            The tokens. Nothing is computed from tokens that are not there or not kept.
+        """
+        tokens, valid, layout = self.embed_patches(batch)
+        ids = torch.arange(valid.shape[1], device=valid.device).expand(valid.shape)
+        if keep_ids is not None:
+            ids = keep_ids
+            valid = valid.gather(1, ids.clamp_min(0)) & (ids >= 0)
+        if not bool(valid.all()):
+            # Bring the valid ones to the front and cut what no sample needs, so that a modality
+            # that is all NaN costs and changes as much as one that is absent: nothing.
+            order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
+            order = order[:, : max(int(valid.sum(dim=1).max()), 1)]
+            ids, valid = ids.gather(1, order), valid.gather(1, order)
+            ids = ids.masked_fill(~valid, -1)
+        if keep_ids is not None or ids.shape[1] != tokens.shape[1] or not bool(valid.all()):
+            tokens = take(tokens, ids.clamp_min(0))
+        mask = attention_mask(valid)
+        depths = []
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens, attn_mask=mask)
+            if len(self.blocks) - 1 - num_depths <= index < len(self.blocks) - 1:
+                depths.append(tokens)
+        return Tokens(self.norm(tokens), valid, ids, layout, tuple(depths))
+
+    def forward(self, batch: Batch, keep_ids: Tensor | None = None) -> Tensor:
+        """Embed a batch: the mean over the tokens that are there.
+
+        Args:
+            batch: Rasters (B, C, H, W) by modality, raw units, NaN = not there; any subset of the
+                modalities. A single-modality encoder accepts torchgeo's key ``image``.
+            keep_ids: (B, K) indices of the tokens to use.
+
+        Returns:
+            (B, D); NaN for a sample without a single valid patch.
+
+        Raises:
+            InputError: If no modality fits, band counts or sizes are wrong.
+        """
+        tokens = self.forward_tokens(batch, keep_ids)
+        return masked_mean(tokens.values, tokens.valid)
+
+    def forward_depths(self, batch: Batch, num_depths: int = 3) -> Tensor:
+        """Embed a batch with several depths: richer features for probes.
+
+        Returns:
+            (B, (num_depths + 1) * D): the mean over tokens after each of the last `num_depths`
+            blocks (the earlier ones layer-normed without parameters), then the standard deviation
+            over the tokens of the last.
+        """
+        tokens = self.forward_tokens(batch, num_depths=num_depths - 1)
+        levels = [F.layer_norm(t, (self.embed_dim,)) for t in tokens.depths] + [tokens.values]
+        means = [masked_mean(t, tokens.valid) for t in levels]
+        spread = masked_mean((tokens.values - means[-1].unsqueeze(1)).square(), tokens.valid)
+        return torch.cat([*means, (spread + 1e-12).sqrt()], dim=1)
+
+    def forward_feature_map(self, batch: Batch, modality: str | None = None) -> Tensor:
+        """Features on the token grid of one modality, informed by all that are there.
+
+        Args:
+            batch: As in `forward`.
+            modality: Whose grid; the first of the encoder's that is there by default.
+
+        Returns:
+            (B, D, H / p, W / p); NaN where there is no token.
+
+        Raises:
+            InputError: If the batch lacks that modality.
+        """
+        tokens = self.forward_tokens(batch)
+        layout = tokens.layout
+        name = modality or layout.names[0]
+        if name not in layout.names:
+            raise InputError(f'No {name} in the batch; it holds {", ".join(layout.names)}.')
+        at = layout.names.index(name)
+        start = sum(h * w for h, w in layout.grids[:at])
+        height, width = layout.grids[at]
+        full = tokens.dense()
+        return full[:, start : start + height * width].mT.unflatten(2, (height, width))
+
+    def _embedder(self, name: str) -> PatchEmbed:
+        module = self.patch_embeds[name]
+        assert isinstance(module, PatchEmbed)
+        return module
+
+    def _rasters(self, batch: Batch) -> dict[str, Tensor]:
+        """Pick this encoder's modalities out of a batch."""
+        names = list(self.patch_embeds)
+        rasters = {name: batch[name] for name in names if name in batch}
+        if not rasters and len(names) == 1 and 'image' in batch:
+            rasters = {names[0]: batch['image']}
+        if not rasters:
+            raise InputError(
+                f'The batch holds {", ".join(map(str, batch)) or "nothing"}, but this encoder '
+                f'embeds {", ".join(names)}; name at least one of them.'
+            )
+        return rasters
+
+
+def take(tokens: Tensor, ids: Tensor) -> Tensor:
+    """Gather tokens: (B, N, D) at (B, K) gives (B, K, D)."""
+    return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def attention_mask(valid: Tensor) -> Tensor | None:
+    """Attention mask (B, 1, 1, K) that hides tokens which are not there; None if all are.
+
+    A sample without any token attends to its first slot: its output has no meaning, but stays
+    finite, and so do the gradients of the others.
+    """
+    if bool(valid.all()):
+        return None
+    mask = valid.clone()
+    mask[:, 0] |= ~valid.any(dim=1)
+    return mask[:, None, None, :]
+
+
+def masked_mean(tokens: Tensor, valid: Tensor) -> Tensor:
+    """Mean over the valid tokens: (B, K, D) and (B, K) give (B, D), NaN where there is none."""
+    if bool(valid.all()):
+        return tokens.mean(dim=1)
+    total = tokens.masked_fill(~valid.unsqueeze(-1), 0.0).sum(dim=1)
+    return total / valid.sum(dim=1, keepdim=True)
+
+
+def _gsd(batch: Batch, name: str) -> float | None:
+    """Metres per pixel that the batch states for a modality, if it does."""
+    stated = batch.get('gsd', {}).get(name)
+    return None if stated is None else float(stated)
+
+
+def _init_linear(module: nn.Module) -> None:
+    """Initialise as ViTs are: truncated normal of 0.02, zero biases."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,230 @@
+"""From a raster in physical units to tokens: normalise, mask, project, place on the ground."""
+
+import math
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..modalities import Modality
+
+
+def sincos_positions(positions: Tensor, embed_dim: int) -> Tensor:
+    """Encode ground positions as sines and cosines.
+
+    Args:
+        positions: (N, 2) metres south and east of the chip's corner.
+        embed_dim: D, a multiple of 4.
+
+    Returns:
+        (N, D): sine and cosine of the southing, then of the easting, at D / 4 wavelengths from
+        16 m to 16 km in equal ratios.
+
+    Source: Vaswani et al., "Attention is all you need" (2017), section 3.5.
+    Differs from the source: wavelengths are metres on the ground, not counts of patches, so that
+        tokens of different gsd and patch size share one space.
+    """
+    wavelengths = 16.0 * 1000.0 ** torch.linspace(0, 1, embed_dim // 4, device=positions.device)
+    angles = positions.float().unsqueeze(-1) * (2 * math.pi / wavelengths)  # (N, 2, D / 4)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+
+class LinearStem(nn.Module):
+    """One linear map of the pixels of a patch: no pixel is seen by two patches.
+
+    Args:
+        in_channels: Bands C.
+        embed_dim: D.
+        patch_size: Side of a patch, pixels.
+    """
+
+    leaks = False  # whether a token sees pixels of other patches
+
+    def __init__(self, in_channels: int, embed_dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        # A convolution in name, so that the weights are those of a timm PatchEmbed.
+        self.proj = nn.Conv2d(in_channels, embed_dim, patch_size, stride=patch_size)
+        nn.init.xavier_uniform_(self.proj.weight.view(embed_dim, -1))
+        nn.init.zeros_(_bias(self.proj))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, N, D)."""
+        p = self.patch_size
+        batch, bands, height, width = x.shape
+        # Cutting patches and one matrix product is faster on CPUs than the strided convolution.
+        patches = x.view(batch, bands, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
+        patches = patches.reshape(batch, -1, bands * p * p)
+        return nn.functional.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class ConvStem(nn.Module):
+    """A stack of overlapping stride-2 convolutions; learns faster from few samples.
+
+    A token sees a margin of the neighbouring patches, so masked methods must not use it.
+
+    Args:
+        in_channels: Bands C.
+        embed_dim: D.
+        patch_size: Side of a patch, pixels; a power of two.
+
+    Raises:
+        InputError: If the patch size is not a power of two above 1.
+
+    Source: Xiao et al., "Early convolutions help transformers see better" (2021).
+    """
+
+    leaks = True
+
+    def __init__(self, in_channels: int, embed_dim: int, patch_size: int) -> None:
+        super().__init__()
+        stages = int(math.log2(patch_size))
+        if patch_size < 2 or 2**stages != patch_size:
+            raise InputError(
+                f'The conv stem halves the raster at each stage, so that its patch size must be a '
+                f'power of two; got {patch_size}: take 4, 8 or 16, or the linear stem.'
+            )
+        widths = [in_channels] + [embed_dim // 2 ** (stages - i) for i in range(1, stages)]
+        layers: list[nn.Module] = []
+        for i in range(stages - 1):
+            layers += [
+                nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(widths[i + 1]),
+                nn.GELU(),
+            ]
+        self.layers = nn.Sequential(
+            *layers, nn.Conv2d(widths[-1], embed_dim, 3, stride=2, padding=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, N, D)."""
+        tokens: Tensor = self.layers(x).flatten(2).transpose(1, 2)
+        return tokens
+
+
+STEMS: dict[str, type[LinearStem] | type[ConvStem]] = {'linear': LinearStem, 'conv': ConvStem}
+
+
+class PatchEmbed(nn.Module):
+    """Turn rasters of one modality into tokens that know their place and their sensor.
+
+    The statistics are buffers: users pass raw physical units, and nobody normalises twice.
+
+    Args:
+        modality: What the raster holds; its statistics are required.
+        embed_dim: D, a multiple of 4.
+        patch_size: Side of a patch, pixels.
+        stem: ``linear`` or ``conv``.
+        min_valid: Share of valid values below which a patch makes no token.
+
+    Raises:
+        InputError: If the modality has no statistics, or the stem is unknown.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        modality: Modality,
+        embed_dim: int,
+        patch_size: int,
+        stem: str = 'linear',
+        min_valid: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.modality = modality.require_statistics()
+        self.patch_size = patch_size
+        self.min_valid = min_valid
+        self.register_buffer('mean', torch.tensor(modality.mean).view(-1, 1, 1))
+        self.register_buffer('std', torch.tensor(modality.std).view(-1, 1, 1))
+        if stem not in STEMS:
+            raise InputError(f'Unknown stem {stem!r}: expected one of {", ".join(STEMS)}.')
+        self.stem = STEMS[stem](len(modality.bands), embed_dim, patch_size)
+        self.modality_vector = nn.Parameter(torch.randn(embed_dim) * 0.02)
+        self._warned = False
+
+    def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Height and width, in patches, of a raster of shape (..., C, H, W).
+
+        Raises:
+            InputError: If the band count is wrong, or H or W is no multiple of the patch size.
+        """
+        bands, height, width = shape[-3:]
+        p, name = self.patch_size, self.modality.name
+        if bands != len(self.modality.bands):
+            raise InputError(
+                f'{name} came with {bands} bands, but has {len(self.modality.bands)}: '
+                f'{" ".join(self.modality.bands)}; give them in this order, NaN where one is '
+                f'missing.'
+            )
+        if height % p or width % p or not height or not width:
+            pad = (max(-(-height // p), 1) * p, max(-(-width // p), 1) * p)
+            raise InputError(
+                f'{name} came with {height} x {width} pixels, which patches of {p} x {p} do not '
+                f'divide; pad it with NaN to {pad[0]} x {pad[1]}, or crop it.'
+            )
+        return height // p, width // p
+
+    def forward(self, x: Tensor, gsd: float | None = None) -> tuple[Tensor, Tensor]:
+        """Embed a batch of rasters.
+
+        Args:
+            x: (B, C, H, W) in the modality's unit, NaN = not there.
+            gsd: Metres per pixel of this batch; the modality's nominal one by default.
+
+        Returns:
+            tokens (B, N, D), and valid (B, N), True where a patch has enough valid values. What
+            stands in `tokens` where `valid` is False has no meaning.
+        """
+        grid = self.grid(tuple(x.shape))
+        self._check_unit(x)
+        valid = self.valid_patches(x)
+        normalised = ((x.float() - self.mean) / self.std).nan_to_num_(0.0, 0.0, 0.0)
+        place = sincos_positions(self.positions(grid, gsd), self.modality_vector.shape[0])
+        return self.stem(normalised) + (place + self.modality_vector), valid
+
+    def valid_patches(self, x: Tensor) -> Tensor:
+        """Which patches of (B, C, H, W) have enough valid values: (B, N) boolean."""
+        missing = ~x.isfinite()
+        if not bool(missing.any()):
+            grid = self.grid(tuple(x.shape))
+            return torch.ones(len(x), grid[0] * grid[1], dtype=torch.bool, device=x.device)
+        there = (~missing).float().mean(dim=1, keepdim=True)
+        return nn.functional.avg_pool2d(there, self.patch_size).flatten(1) >= self.min_valid
+
+    def positions(self, grid: tuple[int, int], gsd: float | None = None) -> Tensor:
+        """Centres (N, 2) of the patches, metres south and east of the chip's corner."""
+        step = self.patch_size * (gsd or self.modality.gsd)
+        row, col = (
+            (torch.arange(n, device=self.mean.device) + 0.5) * step for n in grid
+        )
+        return torch.cartesian_prod(row, col)
+
+    def _check_unit(self, x: Tensor) -> None:
+        """Warn once when the values cannot be in the modality's unit."""
+        bounds = self.modality.valid_range
+        if self._warned or bounds is None:
+            return
+        sample = x[..., ::7, ::7]  # 2 % of the pixels tell a wrong unit as well as all
+        seen = sample[sample.isfinite()]
+        if not len(seen):
+            return
+        outside = float(((seen < bounds[0]) | (seen > bounds[1])).float().mean())
+        # Reflectance 0..1 given as DN 0..10000 lies inside the range; its size betrays it.
+        scaled = bounds[0] >= 0 and bounds[1] > 100 and 0 < float(seen.max()) <= 1.5
+        if outside > 0.01 or scaled:
+            self._warned = True
+            warnings.warn(
+                f'{self.modality.name} came with values from {float(seen.min()):.4g} to '
+                f'{float(seen.max()):.4g}, but is expected in the unit "{self.modality.unit}" '
+                f'({bounds[0]:g} to {bounds[1]:g}); pass raw values, the encoder normalises them.',
+                stacklevel=4,
+            )
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    """The bias of a layer that has one."""
+    assert layer.bias is not None
+    return layer.bias

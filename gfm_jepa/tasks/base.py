@@ -1,0 +1,247 @@
+"""What every pretraining task shares: encoder, optimizer, schedules, randomness, health."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torchgeo.tasks import BaseTask
+
+from ..errors import InputError
+from ..metrics import effective_rank, embedding_std, mean_cosine
+from ..models import Encoder, build_encoder
+
+ModalitySpecs = Sequence[str | dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Which encoder to train.
+
+    Args:
+        preset: ``nano``, ``tiny``, ``small``, ``base`` or ``large``.
+        patch_size: Side of a patch, pixels; one for all, or one per modality name.
+        stem: ``linear``, or ``conv`` (not for masked methods: it leaks between patches).
+        drop_path_rate: Stochastic depth of the last block.
+    """
+
+    preset: str = 'nano'
+    patch_size: int | dict[str, int] = 8
+    stem: str = 'linear'
+    drop_path_rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay, both per optimizer step.
+
+    Args:
+        lr: Highest learning rate.
+        weight_decay: Of matrices; biases, norms and vectors have none.
+        final_weight_decay: Where weight decay ends, along a cosine; `weight_decay` by default.
+        warmup: Share of all steps in which the rate rises from 0.
+        final_lr: Rate at the end, over `lr`.
+        betas: Of AdamW.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    final_weight_decay: float | None = None
+    warmup: float = 0.05
+    final_lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
+    """Base of the pretraining tasks.
+
+    A subclass builds its modules in `configure_models` after calling this one's, and writes
+    `training_step`. It draws all its randomness from `generator`, so that a resumed run goes on as
+    an unbroken one would.
+
+    Args:
+        modalities: What to embed: known names, YAML paths, or mappings of `Modality` fields.
+        encoder: Which encoder to train.
+        optimizer: How to train it.
+    """
+
+    ignore = None
+    monitor = 'val_knn5'
+    mode = 'max'
+    encoder: Encoder
+
+    def __init__(
+        self,
+        modalities: ModalitySpecs,
+        encoder: EncoderConfig,
+        optimizer: OptimizerConfig,
+    ) -> None:
+        self.modality_specs = modalities
+        self.encoder_config = as_config(EncoderConfig, encoder)
+        self.optimizer_config = as_config(OptimizerConfig, optimizer)
+        super().__init__()
+        # Loggers and weights_only loading take plain values, not dataclasses.
+        self.save_hyperparameters(plain(dict(self.hparams)))
+
+    def configure_models(self) -> None:
+        """Build the encoder."""
+        c = self.encoder_config
+        self.encoder = build_encoder(
+            c.preset, self.modality_specs, c.patch_size, c.stem, c.drop_path_rate
+        )
+
+    @property
+    def evaluated_encoder(self) -> Encoder:
+        """The encoder that probes, `from_pretrained` and users get."""
+        return self.encoder
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """Embed a batch: (B, D)."""
+        embedding: Tensor = self.evaluated_encoder(batch)
+        return embedding
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Embed a batch: (B, D)."""
+        return self(batch)
+
+    def generator(self, batch_idx: int, shared: bool = False) -> torch.Generator:
+        """Make the source of randomness of one step: a function of seed, epoch, batch and rank.
+
+        Args:
+            batch_idx: Index of the batch in its epoch.
+            shared: Whether all ranks should draw the same.
+        """
+        seed = torch.initial_seed() if self._seed is None else self._seed
+        rank = 0 if shared else self.global_rank + 1
+        key = (seed % 2**32, self.current_epoch, batch_idx, rank)
+        mixed = 0
+        for part in key:  # distinct streams for neighbouring keys
+            mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63
+        return torch.Generator().manual_seed(mixed)
+
+    _seed: int | None = None
+
+    def on_fit_start(self) -> None:
+        """Fix the run's seed once: what `seed_everything` was given, or the checkpoint's."""
+        if self._seed is None:
+            self._seed = torch.initial_seed() % 2**32
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is needed to rebuild the encoder, as plain values only."""
+        checkpoint['encoder_config'] = self.encoder.config
+        prefix = 'encoder.' if self.evaluated_encoder is self.encoder else 'target_encoder.'
+        checkpoint['encoder_prefix'] = prefix
+        checkpoint['seed'] = self._seed
+        checkpoint['hyper_parameters'] = plain(dict(checkpoint.get('hyper_parameters', {})))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the seed of the run that was broken off."""
+        self._seed = checkpoint.get('seed')
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run.
+
+        Raises:
+            InputError: If the run has no end in steps or epochs.
+        """
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise InputError(
+                'The schedules need to know the length of the run; set trainer.max_steps or '
+                'trainer.max_epochs (trainer.max_time may stop it earlier).'
+            )
+        return max(int(total), 1)
+
+    def progress(self) -> float:
+        """Share of the run's optimizer steps that are done, 0..1."""
+        return min(self.global_step / self.total_steps(), 1.0)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW over everything that learns, its rate set per optimizer step."""
+        c = self.optimizer_config
+        learning = [p for p in self.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {'params': [p for p in learning if p.ndim > 1], 'weight_decay': c.weight_decay},
+            {'params': [p for p in learning if p.ndim <= 1], 'weight_decay': 0.0},
+        ]
+        optimizer = AdamW(groups, lr=c.lr, betas=c.betas)
+        total = self.total_steps()
+
+        def rate(step: int) -> float:
+            return warmup_cosine(step, total, c.warmup, c.final_lr)
+
+        return {
+            'optimizer': optimizer,
+            'lr_scheduler': {'scheduler': LambdaLR(optimizer, rate), 'interval': 'step'},
+        }
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Set the weight decay of this step, if it changes over the run."""
+        c = self.optimizer_config
+        if c.final_weight_decay is not None:
+            mix = (1 + math.cos(math.pi * self.progress())) / 2
+            decay = c.final_weight_decay + (c.weight_decay - c.final_weight_decay) * mix
+            optimizer.param_groups[0]['weight_decay'] = decay
+
+    def log_health(self, embeddings: Tensor) -> None:
+        """Log whether the embeddings (B, D) of the batch are alive."""
+        if self.global_step % self.trainer.log_every_n_steps or len(embeddings) < 2:
+            return
+        there = embeddings.detach()[~embeddings.detach().isnan().any(dim=1)]
+        if len(there) > 1:
+            self.log('embedding_std', embedding_std(there))
+            self.log('mean_cosine', mean_cosine(there))
+            self.log('effective_rank', effective_rank(there))
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Log the loss of held-out chips; never used to choose a model."""
+        loss = self.compute_loss(batch, batch_idx)
+        size = len(next(v for v in batch.values() if isinstance(v, Tensor)))
+        self.log('val_loss', loss, batch_size=size, sync_dist=True)
+
+    def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """The method's loss of one batch."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """One step of the method."""
+        loss = self.compute_loss(batch, batch_idx)
+        self.log('train_loss', loss, prog_bar=True)
+        return loss
+
+
+def as_config[T](kind: type[T], value: T | Mapping[str, Any]) -> T:
+    """Take a config as its dataclass, or as the mapping that a checkpoint holds."""
+    return kind(**value) if isinstance(value, Mapping) else value
+
+
+def plain(value: Any) -> Any:
+    """Turn dataclasses and containers of them into dicts and lists, which load without pickle."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value
+
+
+def warmup_cosine(step: int, total: int, warmup: float, final: float) -> float:
+    """Factor of the learning rate: linear from 0 to 1, then a cosine to `final`."""
+    rise = max(int(total * warmup), 1)
+    if step < rise:
+        return (step + 1) / rise
+    done = min((step - rise) / max(total - rise, 1), 1.0)
+    return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
+
+
+def frozen_copy[M: nn.Module](module: M) -> M:
+    """A copy of a module that takes no gradient."""
+    from copy import deepcopy
+
+    return deepcopy(module).requires_grad_(False)

@@ -1,0 +1,135 @@
+"""Watching a run: is it alive, and does it separate classes yet?"""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import InputError
+from ..metrics import knn_predict
+
+
+class CollapseGuard(Callback):
+    """Stop a run whose embeddings have collapsed, and say so.
+
+    Args:
+        min_std: Lowest embedding std (1 = isotropic, 0 = collapsed).
+        min_rank: Lowest effective rank.
+        patience: Checks in a row that must fail; a check comes with every logged step.
+        warmup_steps: Optimizer steps before the first check.
+    """
+
+    def __init__(
+        self,
+        min_std: float = 0.02,
+        min_rank: float = 1.5,
+        patience: int = 5,
+        warmup_steps: int = 20,
+    ) -> None:
+        self.min_std = min_std
+        self.min_rank = min_rank
+        self.patience = patience
+        self.warmup_steps = warmup_steps
+        self.failed = 0
+        self.checked_step = -1
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Check what the task has logged."""
+        step = trainer.global_step
+        metrics = trainer.callback_metrics
+        logged = (step - 1) % trainer.log_every_n_steps == 0
+        if step < self.warmup_steps or not logged or step == self.checked_step:
+            return
+        if 'embedding_std' not in metrics:
+            return
+        self.checked_step = step
+        std, rank = float(metrics['embedding_std']), float(metrics['effective_rank'])
+        dead = std < self.min_std or rank < self.min_rank
+        self.failed = self.failed + 1 if dead else 0
+        if self.failed >= self.patience:
+            trainer.should_stop = True
+            raise InputError(
+                f'The embeddings have collapsed at step {step}: std {std:.4f} (lowest allowed '
+                f'{self.min_std}), effective rank {rank:.2f} (lowest allowed {self.min_rank}); '
+                f'raise the weight of the regulariser, or lower the learning rate.'
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to judge as an unbroken one would."""
+        return {'failed': self.failed, 'checked_step': self.checked_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on judging."""
+        self.failed, self.checked_step = state_dict['failed'], state_dict['checked_step']
+
+
+class OnlineKNN(Callback):
+    """Log the kNN accuracy of the frozen encoder on labelled chips while it trains.
+
+    Labels come from the data module's ``probe_datasets()``: a training and a validation part, of
+    which at most `num_samples` each are used, evenly spaced. A data module without labels is left
+    alone. This metric, never the loss, should choose a model.
+
+    Args:
+        every_n_steps: Optimizer steps between two measurements; the last step counts too.
+        num_samples: Chips of each part.
+        k: Neighbours that vote.
+        batch_size: Chips embedded at once.
+    """
+
+    def __init__(
+        self, every_n_steps: int = 500, num_samples: int = 2000, k: int = 5, batch_size: int = 256
+    ) -> None:
+        self.every_n_steps = every_n_steps
+        self.num_samples = num_samples
+        self.k = k
+        self.batch_size = batch_size
+        self.measured_step = -1
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure every so many steps."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self._measure(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure at the end."""
+        if trainer.global_step:
+            self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Embed both parts and log the accuracy."""
+        source = getattr(getattr(trainer, 'datamodule', None), 'probe_datasets', None)
+        if self.measured_step == trainer.global_step or source is None:
+            return
+        self.measured_step = trainer.global_step
+        train, val = source()
+        train_embeddings, train_labels = self._embed(pl_module, train)
+        embeddings, labels = self._embed(pl_module, val)
+        predicted = knn_predict(train_embeddings, train_labels, embeddings, self.k)
+        accuracy = (predicted == labels).float().mean()
+        for logger in trainer.loggers:
+            logger.log_metrics({f'val_knn{self.k}': float(accuracy)}, step=trainer.global_step)
+        trainer.callback_metrics[f'val_knn{self.k}'] = accuracy
+
+    @torch.inference_mode()
+    def _embed(
+        self, pl_module: LightningModule, dataset: Dataset[Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings and labels of evenly spaced samples."""
+        total = len(dataset)  # type: ignore[arg-type]
+        ids = torch.linspace(0, total - 1, min(self.num_samples, total)).long().tolist()
+        loader = DataLoader(torch.utils.data.Subset(dataset, ids), self.batch_size)
+        was_training = pl_module.training
+        pl_module.eval()
+        embeddings, labels = [], []
+        for batch in loader:
+            moved = {k: v.to(pl_module.device) for k, v in batch.items() if k != 'label'}
+            embeddings.append(pl_module(moved).cpu())
+            labels.append(batch['label'])
+        pl_module.train(was_training)
+        return torch.cat(embeddings), torch.cat(labels)

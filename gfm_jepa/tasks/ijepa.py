@@ -1,0 +1,145 @@
+"""I-JEPA: predict the latents of hidden blocks from the tokens that are seen."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import InputError
+from ..masks import MultiBlock, token_cells
+from ..models import Encoder, Predictor, TokenLayout, Tokens
+from ..models.encoder import masked_mean, take
+from .base import (
+    EncoderConfig,
+    ModalitySpecs,
+    OptimizerConfig,
+    PretrainTask,
+    as_config,
+    frozen_copy,
+)
+
+
+class IJEPA(PretrainTask):
+    """Smooth-L1 between predicted and actual latents of target blocks, targets from an EMA encoder.
+
+    Masks are drawn on one ground grid for all modalities: a block hides the same ground in each of
+    them, and targets of any modality are predicted from the context of any.
+
+    Args:
+        modalities: What to embed: known names, YAML paths, or mappings of `Modality` fields.
+        encoder: Which encoder to train; its stem must not leak between patches.
+        optimizer: How to train it.
+        masks: How masks are drawn.
+        predictor_dim: Width P of the predictor.
+        predictor_depth: Blocks of the predictor.
+        ema: Momentum of the target encoder at the start and at the end, linear between.
+
+    Raises:
+        InputError: If the stem leaks.
+
+    Source: Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive
+        Architecture" (2023), equation 1 and appendix A.
+    """
+
+    def __init__(
+        self,
+        modalities: ModalitySpecs,
+        encoder: EncoderConfig = EncoderConfig(),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        masks: MultiBlock = MultiBlock(),
+        predictor_dim: int = 96,
+        predictor_depth: int = 3,
+        ema: tuple[float, float] = (0.996, 1.0),
+    ) -> None:
+        self.masks = as_config(MultiBlock, masks)
+        self.predictor_dim = predictor_dim
+        self.predictor_depth = predictor_depth
+        self.ema = ema
+        super().__init__(modalities, encoder, optimizer)
+
+    def configure_models(self) -> None:
+        """Build the encoder, its EMA copy and the predictor."""
+        if self.encoder_config.stem == 'conv':
+            raise InputError(
+                'The conv stem shows a token the margin of its neighbours, so that masks would not '
+                'hide them; take encoder.stem=linear with this method.'
+            )
+        super().configure_models()
+        self.target_encoder = frozen_copy(self.encoder)
+        self.predictor = Predictor(
+            self.encoder.embed_dim, len(self.encoder.modalities), self.predictor_dim,
+            self.predictor_depth,
+        )  # fmt: skip
+
+    @property
+    def evaluated_encoder(self) -> Encoder:
+        """The target encoder, as in the paper."""
+        return self.target_encoder
+
+    def sample_masks(self, batch: Mapping[str, Any], batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Draw context_ids (B, K) and target_ids (B, M, T) of a batch."""
+        layout, valid = self.encoder.layout(batch), self.encoder.valid_patches(batch)
+        cells = token_cells(layout.positions, layout.extent, layout.finest)
+        masks = self.masks.sample(valid, cells, layout.finest, self.generator(batch_idx))
+        return masks[0].to(self.device), masks[1].to(self.device)
+
+    @torch.no_grad()
+    def forward_targets(self, batch: Mapping[str, Any], target_ids: Tensor) -> Tensor:
+        """Latents (B, M, T, D) of the target tokens, layer-normed, from the whole raster."""
+        tokens = self.target_encoder.forward_tokens(batch)
+        self.log_health(masked_mean(tokens.values, tokens.valid))
+        latents = F.layer_norm(tokens.dense(), (self.encoder.embed_dim,))
+        targets = take(latents, target_ids.flatten(1).clamp_min(0))
+        # What is not there is left out of the loss, but a NaN would still poison its gradient.
+        return targets.nan_to_num(0.0).unflatten(1, target_ids.shape[1:])
+
+    def forward_context(
+        self, batch: Mapping[str, Any], context_ids: Tensor, target_ids: Tensor
+    ) -> Tensor:
+        """Predictions (B, M, T, D) of the target tokens, from the context alone."""
+        context: Tokens = self.encoder.forward_tokens(batch, context_ids)
+        layout: TokenLayout = context.layout
+        predictions: Tensor = self.predictor(context.values, context.ids, target_ids, layout)
+        return predictions
+
+    def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Predict the targets, and compare."""
+        context_ids, target_ids = self.sample_masks(batch, batch_idx)
+        targets = self.forward_targets(batch, target_ids)
+        predictions = self.forward_context(batch, context_ids, target_ids)
+        return masked_smooth_l1(predictions, targets, target_ids, context_ids)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then let the target encoder follow: per optimizer step, not per micro-batch."""
+        super().optimizer_step(*args, **kwargs)
+        momentum = self.ema[0] + (self.ema[1] - self.ema[0]) * self.progress()
+        self.log('ema_momentum', momentum)
+        update_ema(self.target_encoder, self.encoder, momentum)
+
+
+def masked_smooth_l1(
+    predictions: Tensor, targets: Tensor, target_ids: Tensor, context_ids: Tensor
+) -> Tensor:
+    """Mean smooth-L1 over the target tokens that are there, of samples that have a context.
+
+    Args:
+        predictions: (B, M, T, D).
+        targets: (B, M, T, D).
+        target_ids: (B, M, T), -1 where there is no target.
+        context_ids: (B, K), -1 where there is no context.
+    """
+    there = (target_ids >= 0) & (context_ids >= 0).any(dim=1)[:, None, None]
+    if bool(there.all()):
+        return F.smooth_l1_loss(predictions, targets)
+    errors = F.smooth_l1_loss(predictions, targets, reduction='none').mean(dim=-1)
+    return errors.masked_fill(~there, 0.0).sum() / there.sum().clamp_min(1)
+
+
+@torch.no_grad()
+def update_ema(target: torch.nn.Module, source: torch.nn.Module, momentum: float) -> None:
+    """Move the target's weights towards the source's by 1 - momentum; copy its buffers."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - momentum)
+    for theirs, ours in zip(target.buffers(), source.buffers(), strict=True):
+        theirs.copy_(ours)

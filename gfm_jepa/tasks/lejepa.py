@@ -1,0 +1,78 @@
+"""LeJEPA: views of one place agree, and their distribution is an isotropic Gaussian."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..losses import SIGReg, view_invariance
+from ..views import Views
+from .base import EncoderConfig, ModalitySpecs, OptimizerConfig, PretrainTask, as_config
+
+
+class LeJEPA(PretrainTask):
+    """``(1 - l) * invariance + l * SIGReg``: no target encoder, no stop-gradient, no predictor.
+
+    Args:
+        modalities: What to embed: known names, YAML paths, or mappings of `Modality` fields.
+        encoder: Which encoder to train.
+        optimizer: How to train it.
+        views: How views are made.
+        sigreg_weight: l in 0..1, with SIGReg as `gfm_jepa.losses.SIGReg` states it.
+        num_slices: Random directions of SIGReg.
+        projection_dim: Width P of the projection on which the loss acts.
+        hidden_dim: Hidden width of the projector.
+
+    Source: Balestriero & LeCun, "LeJEPA: Provable and Scalable Self-Supervised Learning Without
+        the Heuristics" (2025).
+    """
+
+    def __init__(
+        self,
+        modalities: ModalitySpecs,
+        encoder: EncoderConfig = EncoderConfig(stem='conv'),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        views: Views = Views(),
+        sigreg_weight: float = 0.02,
+        num_slices: int = 256,
+        projection_dim: int = 64,
+        hidden_dim: int = 512,
+    ) -> None:
+        self.views = as_config(Views, views)
+        self.sigreg_weight = sigreg_weight
+        self.num_slices = num_slices
+        self.projector_dims = (hidden_dim, projection_dim)
+        super().__init__(modalities, encoder, optimizer)
+
+    def configure_models(self) -> None:
+        """Build the encoder and the projector."""
+        super().configure_models()
+        hidden, out = self.projector_dims
+        self.projector = nn.Sequential(
+            nn.Linear(self.encoder.embed_dim, hidden), nn.BatchNorm1d(hidden), nn.GELU(),
+            nn.Linear(hidden, hidden), nn.BatchNorm1d(hidden), nn.GELU(),
+            nn.Linear(hidden, out),
+        )  # fmt: skip
+
+    def configure_losses(self) -> None:
+        """Build SIGReg."""
+        self.sigreg = SIGReg(self.num_slices)
+
+    def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Embed and project all views, and compare them."""
+        views = self.views.make(
+            batch, self.encoder.modalities, self.encoder.config['patch_size'],
+            self.generator(batch_idx),
+        )  # fmt: skip
+        embeddings = torch.cat([self.encoder(view) for view in views])
+        self.log_health(embeddings[: len(embeddings) // self.views.num_global])
+        projections = self.projector(embeddings).unflatten(
+            0, (self.views.num_global + self.views.num_local, -1)
+        )
+        invariance = view_invariance(projections, self.views.num_global)
+        sigreg = self.sigreg(projections, self.generator(batch_idx, shared=True))
+        if self.training:
+            self.log_dict({'invariance': invariance, 'sigreg': sigreg})
+        loss: Tensor = (1 - self.sigreg_weight) * invariance + self.sigreg_weight * sigreg
+        return loss

@@ -1,0 +1,208 @@
+"""Views of a batch: crops in ground units, flips and quarter turns, band and modality changes.
+
+Everything works on whole batches of raw rasters with NaN for "not there", and draws from a
+generator, so that a resumed run draws the same views. Colour carries the labels of satellite
+images: there is no hue, grayscale or solarise here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .modalities import Modality
+
+Rasters = Mapping[str, Tensor]
+
+
+def random_windows(
+    batch_size: int, scale: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """Draw a square window of the chip, flipped and turned by quarters, for each sample.
+
+    Args:
+        batch_size: B.
+        scale: Lowest and highest share of the chip's area; 1 is the whole chip.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        (B, 2, 3) affine maps from a view's coordinates to its chip's, both -1..1. They know no
+        pixels, so that one map cuts the same ground out of every modality, whatever its gsd.
+    """
+    u = torch.rand(4, batch_size, generator=generator)
+    side = (scale[0] + u[0] * (scale[1] - scale[0])).sqrt()
+    centre = (2 * u[1:3] - 1) * (1 - side)
+    flip_x, flip_y, turn = torch.randint(2, (3, batch_size), generator=generator).float()
+    x, y = side * (1 - 2 * flip_x), side * (1 - 2 * flip_y)
+    first = torch.stack([x * (1 - turn), x * turn, centre[0]], dim=1)
+    second = torch.stack([y * turn, y * (1 - turn), centre[1]], dim=1)
+    return torch.stack([first, second], dim=1)
+
+
+def cut(rasters: Rasters, windows: Tensor, sizes: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+    """Resample a window of each sample, bilinearly; where a source pixel is NaN, so is the result.
+
+    Args:
+        rasters: (B, C, H, W) by modality.
+        windows: (B, 2, 3) from `random_windows`.
+        sizes: Height and width of the view, pixels, by modality.
+
+    Returns:
+        (B, C, height, width) by modality.
+    """
+    views = {}
+    for name, x in rasters.items():
+        shape = [len(x), x.shape[1], *sizes[name]]
+        grid = F.affine_grid(windows.to(x), shape, align_corners=False)
+        views[name] = F.grid_sample(x, grid, padding_mode='border', align_corners=False)
+    return views
+
+
+def jitter_bands(
+    rasters: Rasters,
+    std: Mapping[str, Tensor],
+    gain: float,
+    offset: float,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Change contrast and level of each band of each sample a little, as haze and season do.
+
+    ``x -> m + (1 + gain u) (x - m) + offset v std``, with m the chip's mean and u, v uniform in
+    -1..1; half of each change is common to all bands of a sample.
+
+    Args:
+        rasters: (B, C, H, W) by modality.
+        std: (C,) standard deviation of the modality, in its unit, by modality.
+        gain: Largest relative change of contrast.
+        offset: Largest change of level, in standard deviations of the modality.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        The changed rasters.
+    """
+    changed = {}
+    for name, x in rasters.items():
+        bands = 2 * torch.rand(2, len(x), x.shape[1], 1, 1, generator=generator) - 1
+        common = 2 * torch.rand(2, len(x), 1, 1, 1, generator=generator) - 1
+        u, v = ((bands + common) / 2).to(x.device)
+        mean = x.nanmean(dim=(2, 3), keepdim=True)
+        scale = std[name].to(x.device).view(1, -1, 1, 1)
+        changed[name] = torch.addcmul(mean * (-gain * u) + offset * v * scale, x, 1 + gain * u)
+    return changed
+
+
+def drop_bands(rasters: Rasters, probability: float, generator: torch.Generator) -> dict[str, Tensor]:
+    """Set whole bands of samples to NaN, never all bands of a sample's modality.
+
+    Args:
+        rasters: (B, C, H, W) by modality.
+        probability: That a band of a sample is dropped.
+        generator: Source of randomness, on the CPU.
+    """
+    dropped = {}
+    for name, x in rasters.items():
+        u = torch.rand(x.shape[:2], generator=generator)
+        drop = (u < probability) & (u > u.amin(dim=1, keepdim=True))
+        dropped[name] = x.masked_fill(drop[:, :, None, None].to(x.device), torch.nan)
+    return dropped
+
+
+def drop_modalities(
+    rasters: Rasters, probability: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Set whole modalities of samples to NaN, never the last one that a sample has.
+
+    Args:
+        rasters: (B, C, H, W) by modality.
+        probability: That a modality of a sample is dropped.
+        generator: Source of randomness, on the CPU.
+    """
+    if len(rasters) < 2:
+        return dict(rasters)
+    there = torch.stack([~x.isnan().flatten(1).all(dim=1).cpu() for x in rasters.values()])
+    u = torch.rand(there.shape, generator=generator).masked_fill(~there, 2.0)
+    drop = (u < probability) & (u > u.amin(dim=0))
+    return {
+        name: x.masked_fill(gone[:, None, None, None].to(x.device), torch.nan)
+        for (name, x), gone in zip(rasters.items(), drop, strict=True)
+    }
+
+
+@dataclass(frozen=True)
+class Views:
+    """How views are made: large (global) ones first, then small (local) ones.
+
+    Args:
+        num_global: Global views G, at the chip's size.
+        num_local: Local views.
+        global_scale: Share of the chip's area that a global view shows.
+        local_scale: Share of the chip's area that a local view shows.
+        local_fraction: Height and width of a local view over the chip's, in pixels.
+        gain: Largest relative change of a band's contrast.
+        offset: Largest change of a band's level, in standard deviations of the modality.
+        band_dropout: Probability that a band becomes NaN.
+        modality_dropout: Probability that a modality becomes NaN; the last one stays.
+    """
+
+    num_global: int = 2
+    num_local: int = 0
+    global_scale: tuple[float, float] = (0.3, 1.0)
+    local_scale: tuple[float, float] = (0.05, 0.3)
+    local_fraction: float = 0.5
+    gain: float = 0.2
+    offset: float = 0.2
+    band_dropout: float = 0.0
+    modality_dropout: float = 0.0
+
+    def make(
+        self,
+        batch: Mapping[str, Any],
+        modalities: Mapping[str, Modality],
+        patch_sizes: Mapping[str, int],
+        generator: torch.Generator,
+    ) -> list[dict[str, Any]]:
+        """Make the views of a batch, those of one kind joined along the batch axis.
+
+        Args:
+            batch: (B, C, H, W) by modality, and perhaps ``gsd``.
+            modalities: By name; what is not among them is left out.
+            patch_sizes: Side of a patch, pixels, by modality.
+            generator: Source of randomness, on the CPU.
+
+        Returns:
+            One batch of G * B samples at the chip's size, view by view, then, if there are local
+            views, one of L * B samples. The zoom of a window is not told to the encoder, since the
+            same ground should be recognised at any zoom.
+        """
+        rasters = {name: batch[name] for name in modalities if name in batch}
+        std = {name: torch.tensor(modalities[name].std) for name in rasters}
+        gsd = {n: float(batch.get('gsd', {}).get(n, modalities[n].gsd)) for n in rasters}
+        joined = []
+        for count, scale, fraction in (
+            (self.num_global, self.global_scale, 1.0),
+            (self.num_local, self.local_scale, self.local_fraction),
+        ):
+            if not count:
+                continue
+            sizes = {n: _size(x, fraction, patch_sizes[n]) for n, x in rasters.items()}
+            repeated = {n: x.repeat(count, 1, 1, 1) for n, x in rasters.items()}
+            length = len(next(iter(repeated.values())))
+            view = cut(repeated, random_windows(length, scale, generator), sizes)
+            if self.gain or self.offset:
+                view = jitter_bands(view, std, self.gain, self.offset, generator)
+            if self.band_dropout:
+                view = drop_bands(view, self.band_dropout, generator)
+            if self.modality_dropout:
+                view = drop_modalities(view, self.modality_dropout, generator)
+            step = {n: gsd[n] * x.shape[-2] * fraction / sizes[n][0] for n, x in rasters.items()}
+            joined.append({**view, 'gsd': step})
+        return joined
+
+
+def _size(x: Tensor, fraction: float, patch: int) -> tuple[int, int]:
+    """Height and width, pixels, of a fraction of a raster, in whole patches."""
+    height, width = (max(round(n * fraction / patch), 1) * patch for n in x.shape[-2:])
+    return height, width
