@@ -1,9 +1,9 @@
 """JEPA pretraining on any rasters, and what torchgeo can do with the encoder afterwards.
 
-    import gfm_jepa
+import gfm_jepa
 
-    encoder = gfm_jepa.from_pretrained('runs/lejepa/checkpoints/last.ckpt')
-    embedding = encoder({'rgb': chips})  # (B, C, H, W) raw units to (B, D)
+encoder = gfm_jepa.from_pretrained('runs/lejepa/checkpoints/last.ckpt')
+embedding = encoder({'rgb': chips})  # (B, C, H, W) raw units to (B, D)
 """
 
 from importlib import import_module

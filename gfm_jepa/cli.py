@@ -1,8 +1,8 @@
 """The command line: Lightning's verbs on YAML configs, and a few of ours. No logic of its own."""
 
 import argparse
+import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,11 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _lightning(words: list[str]) -> None:
     """Fit, validate, test, predict."""
+    # What Lightning still calls in jsonargparse is between those two.
+    os.environ.setdefault('JSONARGPARSE_DEPRECATION_WARNINGS', 'off')
     from .tasks.cli import GfmJepaCLI
 
-    # Lightning's advice on worker counts and log intervals is no news to these configs.
-    warnings.filterwarnings('ignore', module='lightning.*', message='.*does not have many workers.*')
-    GfmJepaCLI.run(words)
+    GfmJepaCLI.run(['--data.strict=true' if word == '--strict' else word for word in words])
 
 
 def _probe(words: list[str]) -> None:

@@ -136,9 +136,10 @@ class Views:
     """How views are made: large (global) ones first, then small (local) ones.
 
     Args:
-        num_global: Global views G, at the chip's size.
+        num_global: Global views G.
         num_local: Local views.
         global_scale: Share of the chip's area that a global view shows.
+        global_fraction: Height and width of a global view over the chip's, in pixels.
         local_scale: Share of the chip's area that a local view shows.
         local_fraction: Height and width of a local view over the chip's, in pixels.
         gain: Largest relative change of a band's contrast.
@@ -150,6 +151,7 @@ class Views:
     num_global: int = 2
     num_local: int = 0
     global_scale: tuple[float, float] = (0.3, 1.0)
+    global_fraction: float = 1.0
     local_scale: tuple[float, float] = (0.05, 0.3)
     local_fraction: float = 0.5
     gain: float = 0.2
@@ -173,7 +175,7 @@ class Views:
             generator: Source of randomness, on the CPU.
 
         Returns:
-            One batch of G * B samples at the chip's size, view by view, then, if there are local
+            One batch of G * B samples, view by view, then, if there are local
             views, one of L * B samples. The zoom of a window is not told to the encoder, since the
             same ground should be recognised at any zoom.
         """
@@ -182,7 +184,7 @@ class Views:
         gsd = {n: float(batch.get('gsd', {}).get(n, modalities[n].gsd)) for n in rasters}
         joined = []
         for count, scale, fraction in (
-            (self.num_global, self.global_scale, 1.0),
+            (self.num_global, self.global_scale, self.global_fraction),
             (self.num_local, self.local_scale, self.local_fraction),
         ):
             if not count:

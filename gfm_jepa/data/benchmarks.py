@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
@@ -143,9 +142,7 @@ def _ucmerced(name: str, root: Path) -> Benchmark:
     return _wrap(name, split, 'rgb', 0.3048, partial(UCMerced, root, checksum=False))
 
 
-def _wrap(
-    name: str, split: str, modality: str, gsd: float, build: Callable[..., Any]
-) -> Benchmark:
+def _wrap(name: str, split: str, modality: str, gsd: float, build: Callable[..., Any]) -> Benchmark:
     """Open the three parts of a torchgeo dataset."""
     try:
         parts = [build(split=part, transforms=None, download=False) for part in SPLITS]
@@ -251,5 +248,3 @@ BENCHMARKS: dict[str, Callable[[str, Path], Benchmark]] = {
     'ucmerced': _ucmerced,
     'imagefolder': _imagefolder,
 }
-
-__all__ = ['BENCHMARKS', 'Benchmark', 'ImageFiles', 'TorchgeoChips', 'load_benchmark']

@@ -165,8 +165,9 @@ def find_files(paths: Sequence[str | Path]) -> Iterator[tuple[Path, str | None]]
     """
     found = False
     for entry in paths:
-        name, _, rest = str(entry).rpartition('=')
-        folder = Path(rest).expanduser()
+        name, _, rest = ('', '', entry) if Path(entry).exists() else str(entry).partition('=')
+        folder = Path(rest or name).expanduser()
+        name = name if rest else ''
         if not folder.exists():
             raise InputError(f'There is no file or folder {folder}; check the path.')
         files = [folder] if folder.is_file() else sorted(folder.rglob('*'))

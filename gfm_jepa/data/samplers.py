@@ -65,7 +65,7 @@ class GroupBatchSampler(Sampler[list[int]]):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader that goes on in the middle of an epoch; Lightning keeps its state.
+    """A DataLoader that goes on where it was left, mid-epoch too; Lightning keeps its state.
 
     Args:
         dataset: Map-style dataset.
@@ -92,12 +92,15 @@ class ResumableLoader(DataLoader[Any]):
         self.done = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self.done = self.order.start
+        # Lightning does not ask again after the last batch, so that the end of an epoch shows only
+        # when the next one begins.
+        if self.done >= len(self.order):
+            self.done = 0
+            self.order.epoch += 1
+        self.order.start = self.done
         for batch in super().__iter__():
             self.done += 1
             yield batch
-        self.order.start = 0
-        self.order.epoch += 1
 
     def state_dict(self) -> dict[str, int]:
         """Epoch, and batches of it that were handed out."""
@@ -105,6 +108,4 @@ class ResumableLoader(DataLoader[Any]):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on behind the last batch that was handed out."""
-        finished = state_dict['done'] >= len(self.order)
-        self.order.epoch = state_dict['epoch'] + int(finished)
-        self.order.start = 0 if finished else state_dict['done']
+        self.order.epoch, self.done = state_dict['epoch'], state_dict['done']

@@ -1,9 +1,8 @@
 """Seeded landscapes: co-registered tiles of every modality from one terrain model, no download.
 
-Rivers carve the relief; slope, height and moisture decide the cover; fields, towns and roads lie
-on top. Cover becomes fractions of materials, and the same fractions give optical spectra and radar
-backscatter. Light, haze and season differ by place and classes share materials, so the mean colour
-of a chip does not give its class away: texture, context and other modalities have to help.
+The fractions of materials that `gfm_jepa.data.landscapes` lays give optical spectra and radar
+backscatter alike. Light, haze and season differ by place and classes share materials, so the mean
+colour of a chip does not give its class away: texture, context and other modalities have to help.
 """
 
 import json
@@ -15,16 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from rasterio.transform import from_origin
-from scipy import fft, ndimage, sparse, spatial
+from scipy import ndimage
 
-from gfm_jepa.errors import InputError
+from ..errors import InputError
+from .landscapes import BUILT, CROP, MATERIALS, Array, Landscape
 
-Array = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int64]
-
-CLASSES = ('water', 'broadleaf forest', 'conifer forest', 'grassland', 'cropland', 'orchard',
-           'bare', 'built-up', 'industry and roads')  # fmt: skip
-WATER, BROADLEAF, CONIFER, GRASS, CROP, ORCHARD, BARE, BUILT, INDUSTRY = range(len(CLASSES))
 S2_BANDS = ('B01', 'B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B09', 'B11', 'B12')
 WAVELENGTHS = np.array((443, 490, 560, 665, 705, 740, 783, 842, 865, 945, 1610, 2190))  # nm
 NATIVE = (6, 1, 1, 1, 2, 2, 2, 1, 2, 6, 2, 2)  # what a band really resolves, in 10 m pixels
@@ -36,43 +30,172 @@ FILES: dict[str, tuple[str, tuple[str, ...], float | None]] = {  # key of synthe
     'DEM.tif': ('dem', ('elevation',), np.nan),
     'LULC.tif': ('lulc', ('lulc',), 255),
 }
-MATERIALS = {  # reflectance x 10000 in the order of S2_BANDS, then VV and VH in dB
-    'water': (320, 300, 290, 200, 170, 140, 130, 110, 100, 90, 60, 40, -20, -28),
-    'silt': (500, 620, 900, 850, 700, 430, 400, 330, 280, 220, 120, 80, -20, -28),
-    'broad': (180, 230, 450, 260, 700, 2300, 2900, 3150, 3300, 3350, 1600, 700, -9, -14.5),
-    'conifer': (160, 200, 350, 230, 520, 1500, 1850, 2000, 2100, 2150, 1000, 450, -10.5, -15.5),
-    'grass': (300, 400, 750, 560, 1150, 2500, 2950, 3150, 3300, 3400, 2200, 1200, -13.5, -20),
-    'green': (230, 320, 680, 350, 950, 3000, 3900, 4200, 4350, 4400, 2000, 950, -11.5, -17.5),
-    'straw': (650, 850, 1200, 1550, 1900, 2250, 2450, 2650, 2800, 2900, 3500, 2600, -13, -20.5),
-    'soil': (600, 750, 1000, 1300, 1550, 1750, 1900, 2050, 2250, 2300, 3000, 2500, -12.5, -21.5),
-    'rock': (900, 1050, 1250, 1450, 1600, 1700, 1780, 1880, 1950, 2000, 2450, 2200, -11, -19),
-    'roof': (850, 950, 1150, 1600, 1800, 1950, 2100, 2250, 2350, 2400, 2600, 2300, -1, -10),
-    'metal': (1700, 1950, 2150, 2300, 2400, 2450, 2500, 2600, 2600, 2500, 2400, 2100, 1, -10),
-    'asphalt': (750, 800, 870, 940, 1000, 1060, 1120, 1180, 1240, 1280, 1450, 1350, -17, -25),
-}
 # contrast of brightness from pixel to pixel, by class: crowns and roofs are rough, fields smooth
 ROUGHNESS = np.array((0.02, 0.16, 0.13, 0.04, 0.04, 0.08, 0.12, 0.14, 0.10), np.float32)
 
 
-def _graph(value: Array, join: np.ufunc) -> sparse.coo_array:
-    """Neighbouring cells joined by join(value, value), and each edge cell joined to a last node."""
-    n = len(value)
-    cell = np.arange(n * n).reshape(n, n)
-    here = [cell[1:], cell[:, 1:], cell[1:, 1:], cell[1:, :-1]]
-    there = [cell[:-1], cell[:, :-1], cell[:-1, :-1], cell[:-1, 1:]]
-    a, b = (np.concatenate([part.ravel() for part in parts]) for parts in (here, there))
-    return sparse.coo_array((join(value.flat[a], value.flat[b]), (a, b)), (n * n + 1, n * n + 1))
+def _see_optical(place: Landscape) -> Array:
+    """Sentinel-2 digital numbers (12,H,W): sun and shade, haze, clouds, sensor."""
+    rng, size = place.rng, place.size
+    spectra = np.array([values[:12] for values in MATERIALS.values()], float)
+    spectra *= rng.normal(1, 0.15, (len(spectra), 1)) * rng.normal(1, 0.06, spectra.shape)
+    height, azimuth = np.radians(rng.uniform(28, 62)), np.radians(rng.uniform(140, 185))
+    sun = np.array([-np.cos(azimuth), np.sin(azimuth)]) * np.cos(height)  # to the south, east
+    facing = np.sin(height) - np.tensordot(sun, place.gradient, 1)
+    facing = facing / np.sqrt(1 + (place.gradient**2).sum(0)) / np.sin(height)
+    light = rng.uniform(0.85, 1.15) * (0.3 + 0.7 * np.clip(facing, 0, 2))
+    light *= np.clip(1 + ROUGHNESS[place.cover] * place.noise(0.7, 10), 0.3, None)
+    cloud = place.noise(3.4, 120) + 0.25 * place.noise(2.2, 40) - rng.uniform(1, 3)
+    cloud = 0.95 * (1 - np.exp(-2 * np.clip(ndimage.gaussian_filter(cloud, 1), 0, None)))
+    away = -sun / np.sin(height) * rng.uniform(40, 90)
+    shadow = ndimage.gaussian_filter(ndimage.shift(cloud, away, order=1), 1.5)
+    light *= 1 - 0.65 * np.sqrt(shadow)
+    haze = rng.uniform(0, 450) * (WAVELENGTHS / 443) ** -2.5
+    veil = 1 + 0.15 * place.noise(3, 300)
+    bands = np.empty((12, size, size), np.float32)
+    for band, (native, values) in enumerate(zip(NATIVE, spectra.T, strict=True)):
+        seen = np.tensordot(values.astype(np.float32), place.mix, 1) * light + haze[band] * veil
+        seen += cloud * (6800 - 0.9 * WAVELENGTHS[band] - seen)
+        seen = ndimage.gaussian_filter(ndimage.uniform_filter(seen, native), 0.5)
+        noise = rng.standard_normal((size, size), np.float32)
+        bands[band] = seen * (1 + 0.01 * noise) + 8 * noise
+    return bands
 
 
-class _Place:
-    """One place, laid layer on layer: each method builds on what the methods before it made.
+def _see_radar(place: Landscape) -> Array:
+    """Sentinel-1 backscatter VV and VH in dB, (2,H,W), with four looks of speckle."""
+    rng, cover = place.rng, place.cover
+    power = np.array([values[12:] for values in MATERIALS.values()], float)
+    power = 10 ** ((power + rng.normal(0, 0.8, power.shape)) / 10)
+    extra = 8 * np.tanh(1.2 * rng.choice([-1, 1]) * place.gradient[1])  # what RTC leaves, dB
+    extra += 4 * (place.luck[3] - 0.5) * (cover == CROP)  # moisture and ploughing of a field
+    corners = np.where(cover == BUILT, rng.exponential(1, cover.shape), 1) * 10 ** (extra / 10)
+    seen = np.tensordot(power.T, place.mix, 1) * corners + 10**-2.9  # the noise of the receiver
+    return np.asarray(10 * np.log10(seen * rng.gamma(4.4, 1 / 4.4, seen.shape)), np.float32)
 
-    Arrays are (H,W) at 10 m, or flat over 30 m cells while the relief forms. Heights are in metres,
-    slopes in degrees, lengths on the grid in pixels.
+
+def _check(size: int, seed: int) -> None:
+    if size < 96 or size % 3:
+        raise InputError(
+            f'size is {size} pixels, but a 30 m DEM needs a multiple of 3 and a town at least 96: '
+            f'pass for example size={max(96, round(size / 3) * 3)}.'
+        )
+    if seed < 0:
+        raise InputError(f'seed is {seed}, but it must be 0 or more: pass for example seed=0.')
+
+
+def synthesize(size: int, seed: int) -> dict[str, npt.NDArray[np.generic]]:
+    """Draw one place of size x size pixels of 10 m.
+
+    Returns:
+        'rgb' (3,H,W) uint8; 's2_l2a' (12,H,W) uint16, reflectance x 10000; 's1' (2,H,W) float32,
+        dB; 'ndvi' (1,H,W) float32; 'dem' (1,H/3,W/3) float32, metres at 30 m; 'lulc' (H,W) uint8,
+        an index into CLASSES, also below clouds.
+
+    Raises:
+        InputError: The size is under 96 or not a multiple of 3, or the seed is negative.
+    """
+    _check(size, seed)
+    place = Landscape(size, seed)
+    s2 = _see_optical(place).clip(1, 16000).round().astype(np.uint16)  # 0 is nodata
+    red, nir = s2[3].astype(np.float32), s2[7].astype(np.float32)
+    return {
+        'rgb': (s2[[3, 2, 1]] / 2750 * 255).clip(0, 255).round().astype(np.uint8),
+        's2_l2a': s2,
+        's1': _see_radar(place),
+        'ndvi': ((nir - red) / (nir + red))[None],
+        'dem': place.elevation.reshape(1, size // 3, 3, size // 3, 3).mean((2, 4)),
+        'lulc': place.cover.astype(np.uint8),
+    }
+
+
+@dataclass(frozen=True)
+class SyntheticLandscapes:
+    """Folders of co-registered GeoTIFFs: root/place_000/RGB.tif and the rest of FILES.
+
+    Places lie side by side in UTM zone 32N and never overlap. Place i depends on the seed and i
+    only, so that a larger num_places adds places to a root and leaves the old ones as they are.
+
+    Args:
+        root: Folder to write to; made when missing.
+        num_places: How many places.
+        size: Width and height of a place in pixels of 10 m.
+        seed: Same seed, same bytes, as long as the numerical libraries are the same.
+
+    Raises:
+        InputError: A value is out of range, or root holds places of another seed or size.
     """
 
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.n = size, size // 3
-        self.rng = np.random.default_rng(seed)
-        self.grid = np.mgrid[:size, :size].astype(np.float32)
-        self.erode()
+    root: str | Path
+    num_places: int = 8
+    size: int = 480
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.size, self.seed)
+        if self.num_places < 1:
+            raise InputError(
+                f'num_places is {self.num_places}, but it must be at least 1: pass num_places=1.'
+            )
+
+    def write(self, progress: bool = False) -> list[Path]:
+        """Write the places that are not there yet and return the folders of all of them.
+
+        Each place is written aside and renamed, so that a killed run leaves no half place.
+        """
+        root = self._claimed_root()
+        places = [root / f'place_{index:03d}' for index in range(self.num_places)]
+        for index, place in enumerate(places):
+            if all((place / name).is_file() for name in FILES):
+                continue
+            partial = root / f'.{place.name}.partial'
+            for leftover in (partial, place):
+                shutil.rmtree(leftover, ignore_errors=True)
+            partial.mkdir()
+            self._write_place(partial, index)
+            partial.rename(place)
+            if progress:
+                print(f'{place} ({index + 1} of {self.num_places})', flush=True)
+        return places
+
+    def _claimed_root(self) -> Path:
+        """The root, with landscapes.json in it to say whose places these are."""
+        root = Path(self.root)
+        note, partial = root / 'landscapes.json', root / '.landscapes.json.partial'
+        wanted = {'size': self.size, 'seed': self.seed, 'num_places': self.num_places}
+        if note.is_file():
+            found = json.loads(note.read_text())
+            if (found['size'], found['seed']) != (self.size, self.seed):
+                raise InputError(
+                    f'{root} holds landscapes of size {found["size"]} and seed {found["seed"]}, '
+                    f'not of size {self.size} and seed {self.seed}: give another root or delete it.'
+                )
+            wanted['num_places'] = max(self.num_places, found['num_places'])
+        elif root.exists() and (not root.is_dir() or set(root.iterdir()) - {partial}):
+            raise InputError(
+                f'{root} is not an empty folder and has no landscapes.json: give a new folder.'
+            )
+        root.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(wanted) + '\n')
+        partial.replace(note)
+        return root
+
+    def _write_place(self, folder: Path, index: int) -> None:
+        """Draw place number index and write its files into the folder."""
+        seed = np.random.SeedSequence([self.seed, index]).generate_state(1)
+        arrays = synthesize(self.size, int(seed[0]))
+        pitch = self.size * 10 + 1200  # metres; a gap keeps neighbours apart
+        row, column = divmod(index, max(1, 400_000 // pitch))  # stay inside the zone
+        for name, (key, bands, nodata) in FILES.items():
+            array = arrays[key].reshape(len(bands), *arrays[key].shape[-2:])
+            width = array.shape[-1]
+            gsd = 10 * self.size / width
+            layout = {'tiled': True, 'blockxsize': 256, 'blockysize': 256} if width >= 256 else {}
+            with rasterio.open(
+                folder / name, 'w', driver='GTiff', crs='EPSG:32632', dtype=array.dtype,
+                count=len(bands), height=width, width=width, nodata=nodata, compress='deflate',
+                transform=from_origin(300_000 + column * pitch, 5_500_000 - row * pitch, gsd, gsd),
+                **layout,
+            ) as file:  # fmt: skip
+                file.write(array)
+                file.descriptions = bands

@@ -3,12 +3,16 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.benchmarks import Benchmark
 from ..errors import InputError
+from ..modalities import MODALITIES
+from ..models import Encoder
 
 Embed = Callable[[dict[str, Tensor]], Tensor]
 
@@ -70,6 +74,52 @@ def extract_features(
             f'without valid pixels, or check the weights.'
         )
     return features
+
+
+class EncoderFeatures(nn.Module):
+    """An encoder as a function of a benchmark's batch.
+
+    Args:
+        encoder: On any device; batches are brought there.
+        name: What messages call it.
+        benchmark: Says the modality and its ground sampling distance, metres per pixel, which the
+            encoder is told.
+        features: ``embedding`` or ``depths``.
+
+    Raises:
+        InputError: If the encoder lacks the modality, or has other bands in it.
+    """
+
+    def __init__(
+        self, encoder: Encoder, name: str, benchmark: Benchmark, features: str = 'embedding'
+    ) -> None:
+        super().__init__()
+        key = benchmark.modality
+        if features not in ('embedding', 'depths'):
+            raise InputError(f'Unknown features {features!r}: expected embedding or depths.')
+        if key not in encoder.modalities:
+            raise InputError(
+                f'{name} embeds {", ".join(encoder.modalities)}, but {benchmark.name} holds {key}; '
+                f'choose weights and a dataset that have a modality in common.'
+            )
+        bands, expected = encoder.modalities[key].bands, MODALITIES[key].bands
+        if bands != expected:
+            raise InputError(
+                f'{name} has the bands {", ".join(bands)} in {key}, but {benchmark.name} '
+                f'{", ".join(expected)}; choose weights with the same bands.'
+            )
+        self.encoder, self.modality, self.gsd, self.features = encoder, key, benchmark.gsd, features
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Embed a batch: (B, D), or (B, D') wide for depths."""
+        device = next(self.encoder.parameters()).device
+        inputs: dict[str, Any] = {self.modality: batch[self.modality].to(device)}
+        if self.gsd is not None:
+            inputs['gsd'] = {self.modality: self.gsd}
+        if self.features == 'depths':
+            return self.encoder.forward_depths(inputs)
+        embedding: Tensor = self.encoder(inputs)
+        return embedding
 
 
 @contextmanager

@@ -125,7 +125,7 @@ class Encoder(nn.Module):
         self.patch_embeds = nn.ModuleDict(
             {m.name: PatchEmbed(m, embed_dim, sizes[m.name], stem) for m in resolved}
         )
-        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate) for rate in rates
         )
@@ -325,7 +325,15 @@ def masked_mean(tokens: Tensor, valid: Tensor) -> Tensor:
 def _gsd(batch: Batch, name: str) -> float | None:
     """Metres per pixel that the batch states for a modality, if it does."""
     stated = batch.get('gsd', {}).get(name)
-    return None if stated is None else float(stated)
+    if stated is None:
+        return None
+    values = torch.as_tensor(stated).flatten()
+    if not bool((values == values[0]).all()):
+        raise InputError(
+            f'{name} came with several gsd in one batch, from {float(values.min()):g} to '
+            f'{float(values.max()):g} m; batch samples of one gsd together.'
+        )
+    return float(values[0])
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import struct
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,19 +92,29 @@ def _from_folder(folder: Path) -> Encoder:
     return _build(config, state, folder)
 
 
-def _from_checkpoint(path: Path) -> Encoder:
-    """Load the encoder out of a checkpoint that Lightning wrote."""
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint that Lightning wrote for one of our tasks, without unpickling classes.
+
+    Raises:
+        InputError: If the file is no checkpoint, or not one of `gfm-jepa fit`.
+    """
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, struct.error) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise InputError(
             f'{path} is not a checkpoint of `gfm-jepa fit` ({reason[:120]}); name its .ckpt file.'
-        ) from error
+        ) from e
     if not isinstance(checkpoint, dict) or 'encoder_config' not in checkpoint:
         raise InputError(
             f'{path} is a checkpoint, but not one of `gfm-jepa fit`: it holds no encoder_config.'
         )
+    return checkpoint
+
+
+def _from_checkpoint(path: Path) -> Encoder:
+    """Load the encoder out of a checkpoint that Lightning wrote."""
+    checkpoint = load_checkpoint(path)
     prefix = checkpoint['encoder_prefix']
     state = {
         key.removeprefix(prefix): value

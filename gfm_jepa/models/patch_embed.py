@@ -182,8 +182,12 @@ class PatchEmbed(nn.Module):
         self._check_unit(x)
         valid = self.valid_patches(x)
         normalised = ((x.float() - self.mean) / self.std).nan_to_num_(0.0, 0.0, 0.0)
-        place = sincos_positions(self.positions(grid, gsd), self.modality_vector.shape[0])
-        return self.stem(normalised) + (place + self.modality_vector), valid
+        return self.stem(normalised) + self.place(grid, gsd), valid
+
+    def place(self, grid: tuple[int, int], gsd: float | None = None) -> Tensor:
+        """What is added to the tokens (N, D): their position on the ground, and their sensor."""
+        width = self.modality_vector.shape[0]
+        return sincos_positions(self.positions(grid, gsd), width) + self.modality_vector
 
     def valid_patches(self, x: Tensor) -> Tensor:
         """Which patches of (B, C, H, W) have enough valid values: (B, N) boolean."""
@@ -211,10 +215,11 @@ class PatchEmbed(nn.Module):
         seen = sample[sample.isfinite()]
         if not len(seen):
             return
-        outside = float(((seen < bounds[0]) | (seen > bounds[1])).float().mean())
+        margin = 0.2 * (bounds[1] - bounds[0])  # views with another contrast are no reason to warn
+        outside = (seen < bounds[0] - margin) | (seen > bounds[1] + margin)
         # Reflectance 0..1 given as DN 0..10000 lies inside the range; its size betrays it.
         scaled = bounds[0] >= 0 and bounds[1] > 100 and 0 < float(seen.max()) <= 1.5
-        if outside > 0.01 or scaled:
+        if float(outside.float().mean()) > 0.01 or scaled:
             self._warned = True
             warnings.warn(
                 f'{self.modality.name} came with values from {float(seen.min()):.4g} to '

@@ -144,17 +144,10 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         self._seed = checkpoint.get('seed')
 
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run.
-
-        Raises:
-            InputError: If the run has no end in steps or epochs.
-        """
+        """Optimizer steps of the whole run; the command line sees to it that it has an end."""
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
-            raise InputError(
-                'The schedules need to know the length of the run; set trainer.max_steps or '
-                'trainer.max_epochs (trainer.max_time may stop it earlier).'
-            )
+            raise InputError('The schedules need trainer.max_steps or trainer.max_epochs.')
         return max(int(total), 1)
 
     def progress(self) -> float:
@@ -190,7 +183,7 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
 
     def log_health(self, embeddings: Tensor) -> None:
         """Log whether the embeddings (B, D) of the batch are alive."""
-        if self.global_step % self.trainer.log_every_n_steps or len(embeddings) < 2:
+        if self._trainer is None or self.global_step % self.trainer.log_every_n_steps:
             return
         there = embeddings.detach()[~embeddings.detach().isnan().any(dim=1)]
         if len(there) > 1:

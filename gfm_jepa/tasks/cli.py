@@ -1,34 +1,105 @@
 """LightningCLI as we use it: data modules and tasks by class, one list of modalities."""
 
-from typing import Self
+from argparse import ArgumentError
+from pathlib import Path
+from typing import Any, Self
 
+from jsonargparse import ArgumentError as JsonArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch import Tensor
 
 from ..data.datamodules import PretrainDataModule
+from ..errors import InputError
+from ..models.hub import load_checkpoint
 from .base import PretrainTask
+
+# What jsonargparse says besides what is wrong.
+_NOISE = ('Subtypes', 'Errors:', 'Given value', "- Expected a <class 'NoneType'>", 'Does not valid')
 
 
 class GfmJepaCLI(LightningCLI):
-    """Fit, validate, test, predict."""
+    """Fit, validate, test, predict.
+
+    Whatever can be wrong with the input is looked at before the first file is written.
+    """
 
     @classmethod
     def run(cls, words: list[str]) -> Self:
-        """Parse the words of the command line and run its verb."""
-        return cls(
-            model_class=PretrainTask,
-            datamodule_class=PretrainDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            # Our samplers shard by rank themselves, and keep batches of one shape together.
-            trainer_defaults={'use_distributed_sampler': False},
-            save_config_kwargs={'overwrite': True},
-            auto_configure_optimizers=False,
-            # Checkpoints hold plain values only, so that they load without unpickling classes.
-            load_from_checkpoint_support=False,
-            args=words,
-        )
+        """Parse the words of the command line and run its verb.
+
+        Raises:
+            InputError: In one sentence, whatever the parser or our own classes refuse.
+        """
+        try:
+            return cls(
+                model_class=PretrainTask,
+                datamodule_class=PretrainDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                # Our samplers shard by rank, and keep batches of one shape together.
+                trainer_defaults={'use_distributed_sampler': False},
+                save_config_kwargs={'overwrite': True},
+                auto_configure_optimizers=False,
+                # Checkpoints hold plain values only, so that they load without unpickling.
+                load_from_checkpoint_support=False,
+                args=words,
+            )
+        except (ArgumentError, JsonArgumentError, ValueError, TypeError) as error:
+            raise _as_input_error(error) from error
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Let errors be raised, to be told in one sentence."""
+        return super().init_parser(**kwargs, exit_on_error=False)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Say once, under data, which modalities there are."""
         parser.link_arguments('data.init_args.modalities', 'model.init_args.modalities')
+
+    def before_fit(self) -> None:
+        """Look at the data, the checkpoint and the length of the run before anything is written."""
+        if self.trainer.max_steps == -1 and self.trainer.max_epochs in (None, -1):
+            raise InputError(
+                'The schedules need to know the length of the run; set trainer.max_steps or '
+                'trainer.max_epochs (trainer.max_time may stop it earlier).'
+            )
+        self._look('fit', 'train_dataset')
+
+    def before_validate(self) -> None:
+        """Look before anything is written."""
+        self._look('validate', 'val_dataset')
+
+    def before_test(self) -> None:
+        """Look before anything is written."""
+        self._look('test', 'val_dataset')
+
+    def before_predict(self) -> None:
+        """Look before anything is written."""
+        self._look('predict', 'val_dataset')
+
+    def _look(self, stage: str, dataset: str) -> None:
+        """Set the data up, put one sample past the encoder, and open the checkpoint."""
+        path = self.config[stage].get('ckpt_path')
+        if path and path not in ('last', 'best', 'hpc', 'registry'):
+            load_checkpoint(Path(path))
+        self.datamodule.setup(stage)
+        sample = getattr(self.datamodule, dataset)[0]
+        batch = {k: v[None] if isinstance(v, Tensor) else v for k, v in sample.items()}
+        self.model.encoder.layout(batch)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the config alone: what it says holds, not what a checkpoint was made with."""
+
+
+def _as_input_error(error: BaseException) -> BaseException:
+    """The sentence of our own that lies below an error, or the parser's in one line."""
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, InputError):
+            return InputError(str(below))
+        below = below.__cause__ or below.__context__
+    if not isinstance(error, ArgumentError | JsonArgumentError):
+        return error
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = [line for line in lines if line and not line.startswith(_NOISE)]
+    return InputError(' '.join(kept)[:400])

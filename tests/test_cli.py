@@ -1,0 +1,156 @@
+"""Bad input: one sentence on stderr, exit status 2, nothing written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from gfm_jepa.cli import main
+
+CONFIGS = Path(__file__).parent.parent / 'configs'
+
+
+@pytest.fixture
+def fails(capfd, tmp_path):
+    """Run a command that must fail; returns its one sentence."""
+
+    def run(*words: str) -> str:
+        before = sorted(tmp_path.rglob('*'))
+        try:
+            status = main(list(words))
+        except SystemExit as stop:
+            status = stop.code
+        error = capfd.readouterr().err
+        assert status == 2
+        assert sorted(tmp_path.rglob('*')) == before, 'something was written'
+        assert 'Traceback' not in error
+        line = error.strip().splitlines()[-1]
+        assert line.startswith('gfm-jepa: error: '), error
+        return line
+
+    return run
+
+
+def fit(*words: str) -> tuple[str, ...]:
+    return ('fit', '--config', str(CONFIGS / 'ijepa_rasters.yaml'), *words)
+
+
+def test_no_raster_found(fails, tmp_path):
+    assert 'No raster found' in fails(*fit(f'--data.paths=[{tmp_path}]'))
+    assert 'There is no file' in fails(*fit('--data.paths=[nowhere]'))
+
+
+def test_truncated_file_is_refused_when_strict(fails, tmp_path, write_raster):
+    write_raster(tmp_path / 'a/S2L2A.tif', 12)
+    path = write_raster(tmp_path / 'b/S2L2A.tif', 12)
+    path.write_bytes(path.read_bytes()[:60000])
+    message = fails(*fit(f'--data.paths=[{tmp_path}]', '--strict'))
+    assert str(path) in message and 'truncated' in message
+
+
+def test_wrong_band_count(fails, tmp_path, write_raster):
+    write_raster(tmp_path / 'S2L2A.tif', 7)
+    message = fails(*fit(f'--data.paths=[{tmp_path}]'))
+    assert 'has 7 bands, but s2_l2a has 12' in message
+
+
+def test_unknown_modality(fails, tmp_path, write_raster):
+    write_raster(tmp_path / 'S2L2A.tif', 12)
+    message = fails(*fit(f'--data.paths=[{tmp_path}]', '--data.modalities=[s3_olci]'))
+    assert "Unknown modality 's3_olci'" in message
+
+
+def test_size_that_the_patch_does_not_divide(fails, tmp_path, write_raster):
+    write_raster(tmp_path / 'S2L2A.tif', 12)
+    message = fails(*fit(f'--data.paths=[{tmp_path}]', '--data.chip_size=100'))
+    assert 'take 96' in message
+    message = fails(*fit(f'--data.paths=[{tmp_path}]', '--model.encoder.patch_size=7'))
+    assert 'patch' in message
+
+
+def test_nothing_but_nodata(fails, tmp_path, write_raster):
+    write_raster(tmp_path / 'S2L2A.tif', values=np.zeros((12, 96, 96)), nodata=0)
+    assert 'nothing but nodata' in fails(*fit(f'--data.paths=[{tmp_path}]'))
+
+
+def test_misspelt_key(fails, tmp_path):
+    assert 'bach_size' in fails(*fit(f'--data.paths=[{tmp_path}]', '--data.bach_size=3'))
+    content = yaml.safe_load((CONFIGS / 'ijepa_rasters.yaml').read_text())
+    content['model']['init_args']['predictor_dimm'] = 3
+    path = tmp_path / 'config.yaml'
+    path.write_text(yaml.safe_dump(content))
+    assert 'predictor_dimm' in fails('fit', '--config', str(path), '--data.paths=[x]')
+    assert 'no.yaml' in fails('fit', '--config', 'no.yaml')
+
+
+def test_a_checkpoint_that_is_not_one(fails, tmp_path, write_raster):
+    (tmp_path / 'junk.ckpt').write_bytes(b'junk')
+    message = fails('probe', 'junk.ckpt', '--dataset', 'eurosat-rgb-spatial', '--root', '.')
+    assert 'junk.ckpt is not a checkpoint' in message
+    write_raster(tmp_path / 'S2L2A.tif', 12)
+    message = fails(*fit(f'--data.paths=[{tmp_path}]', '--ckpt_path=junk.ckpt'))
+    assert 'junk.ckpt' in message
+    torch.save({'state_dict': {}}, tmp_path / 'other.ckpt')
+    message = fails('probe', 'other.ckpt', '--dataset', 'eurosat-rgb-spatial', '--root', '.')
+    assert 'encoder_config' in message
+    message = fails(*fit(f'--data.paths=[{tmp_path}]', '--ckpt_path=other.ckpt'))
+    assert 'other.ckpt' in message
+
+
+def test_unknown_verb_and_dataset(fails, tmp_path):
+    assert "Unknown verb 'fitt'" in fails('fitt')
+    assert 'weights' in fails('probe', 'nothing', '--dataset', 'x', '--root', '.')
+
+
+def test_run_without_end_is_refused(fails, tmp_path, write_raster):
+    write_raster(tmp_path / 'S2L2A.tif', 12)
+    message = fails(*fit(f'--data.paths=[{tmp_path}]', '--trainer.max_steps=-1',
+                         '--trainer.logger=false', '--trainer.callbacks=[]'))  # fmt: skip
+    assert 'max_steps' in message
+
+
+def test_stats_to_config_and_back(tmp_path, write_raster, capfd):
+    write_raster(tmp_path / 'drone/a.tif', 2, names=['red', 'nir'], gsd=2.0)
+    assert main(['stats', str(tmp_path), '--name', 'drone', '--unit', 'DN', '-o', 'drone.yaml']) == 0
+    assert main(['stats', str(tmp_path), '--name', 'drone', '--unit', 'DN']) == 0
+    assert yaml.safe_load(capfd.readouterr().out) == yaml.safe_load(Path('drone.yaml').read_text())
+    words = fit(
+        f'--data.paths=[{tmp_path}]', '--data.modalities=[drone.yaml]', '--trainer.max_steps=1',
+        '--data.batch_size=1', '--trainer.log_every_n_steps=1', '--trainer.enable_progress_bar=false', '--trainer.accelerator=cpu',
+    )  # fmt: skip
+    assert main(list(words)) == 0
+    assert list(tmp_path.glob('runs/**/last.ckpt'))
+
+
+@pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.yaml')), ids=lambda p: p.stem)
+def test_every_config_parses_and_says_what_it_is_for(path):
+    assert path.read_text().startswith('# ')
+    content = yaml.safe_load(path.read_text())
+    assert content['seed_everything'] == 0
+    required = {'EuroSATRGBDataModule': '--data.root=x', 'RastersDataModule': '--data.paths=[x]'}
+    name = content['data']['class_path'].rpartition('.')[2]
+    command = [sys.executable, '-m', 'gfm_jepa.cli', 'fit', '--config', str(path), required[name]]
+    done = subprocess.run([*command, '--print_config'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)['data']['init_args']['modalities']
+
+
+def test_help_and_version(capfd):
+    assert main([]) == 0 and main(['--version']) == 0
+    assert 'gfm-jepa fit' in capfd.readouterr().out
+
+
+def test_demo_refuses_too_few_places(fails):
+    assert '6 places' in fails('demo', '--places', '2')
+
+
+def test_json_rows_are_plain(tmp_path):
+    from gfm_jepa.evaluation.probes import write_rows
+
+    write_rows([{'name': 'x', 'knn5': 0.5}], tmp_path / 'rows.json')
+    assert json.loads((tmp_path / 'rows.json').read_text()) == [{'name': 'x', 'knn5': 0.5}]

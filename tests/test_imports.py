@@ -1,0 +1,58 @@
+"""Imports go one way, and the top level is light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import gfm_jepa
+
+PACKAGE = Path(gfm_jepa.__file__).parent
+BASE = {'errors', 'modalities', 'masks', 'losses', 'views', 'metrics'}
+ALLOWED = {
+    'errors': set(),
+    'modalities': {'errors'},
+    'masks': set(),
+    'losses': set(),
+    'metrics': set(),
+    'views': {'modalities'},
+    'models': BASE,
+    'data': BASE,
+    'tasks': BASE | {'models', 'data'},
+    'evaluation': BASE | {'models', 'data'},
+    'inference': BASE | {'models', 'data'},
+}
+
+
+def imported_parts(file: Path) -> set[str]:
+    """Which parts of the package a file imports."""
+    depth = len(file.relative_to(PACKAGE).parts)
+    parts = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            names = [node.module] if node.module else [a.name for a in node.names]
+            parts |= {name.split('.')[0] for name in names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or '').startswith('gfm_jepa.'):
+            parts.add(str(node.module).split('.')[1])
+    return parts
+
+
+def test_imports_go_one_way():
+    checked = 0
+    for file in PACKAGE.rglob('*.py'):
+        part = file.relative_to(PACKAGE).parts[0].removesuffix('.py')
+        if part in ALLOWED:
+            assert imported_parts(file) <= ALLOWED[part] | {part}, file
+            checked += 1
+    assert checked > 15
+
+
+def test_top_level_import_is_light():
+    code = 'import sys, gfm_jepa; print(sorted({"torch", "timm", "rasterio"} & set(sys.modules)))'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == '[]'
+
+
+def test_public_names_resolve():
+    for name in gfm_jepa.__all__:
+        assert getattr(gfm_jepa, name) is not None

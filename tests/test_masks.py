@@ -1,0 +1,88 @@
+import pytest
+import torch
+
+from gfm_jepa.masks import MultiBlock, keep_ids, multi_block, token_cells, trim
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize('grid', [(14, 14), (8, 8), (6, 9), (3, 3), (2, 1)])
+def test_context_and_targets_never_overlap(grid):
+    for seed in range(20):
+        context, targets = multi_block(64, grid, generator(seed))
+        assert not (context & targets.any(1)).any()
+        assert context.any(1).all() and targets.any(2).all()
+
+
+def test_masks_hold_their_scales():
+    shares, contexts = [], []
+    for seed in range(200):
+        context, targets = multi_block(4, (14, 14), generator(seed))
+        assert targets.sum(2).unique().numel() == 1  # one size for the whole batch
+        share = targets[0, 0].float().mean().item()
+        # One cell is 1/196: rounding to whole cells moves the share by little.
+        assert 0.15 - 0.02 <= share <= 0.2 + 0.02
+        rows = targets[0, 0].view(14, 14).any(1).sum() / targets[0, 0].view(14, 14).any(0).sum()
+        assert 0.6 <= rows <= 1.75
+        shares.append(share)
+        contexts.append((context | targets.any(1)).float().mean().item())
+    assert min(shares) < 0.165 and max(shares) > 0.185
+    assert min(contexts) >= 0.8
+
+
+def test_blocks_are_rectangles_anywhere():
+    _, targets = multi_block(512, (8, 8), generator())
+    block = targets.view(-1, 8, 8)
+    height, width = block.any(2).sum(1), block.any(1).sum(1)
+    assert torch.equal(height * width, block.sum((1, 2)))
+    assert block.any(0).all()  # every cell is hidden sooner or later
+
+
+def test_same_generator_state_same_masks():
+    first, second, other = (multi_block(8, (8, 8), generator(s)) for s in (1, 1, 2))
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    assert not torch.equal(first[1], other[1])
+
+
+def test_keep_ids_lists_and_pads():
+    keep = torch.tensor([[True, False, True, True], [False, False, True, False]])
+    assert keep_ids(keep).tolist() == [[0, 2, 3], [2, -1, -1]]
+    assert keep_ids(keep, 1).tolist() == [[0], [2]]
+
+
+def test_trim_drops_at_random():
+    keep = torch.rand(200, 20, generator=generator()) < 0.7
+    cut = trim(keep, 5, generator())
+    assert (cut & ~keep).sum() == 0 and (cut.sum(1) == keep.sum(1).clamp_max(5)).all()
+    assert cut.float().mean(0).std() < 0.1  # no corner is favoured
+
+
+def test_one_block_hides_the_same_ground_in_all_modalities():
+    # A 60 m chip: 10 m patches on 6 x 6, and 20 m patches on 3 x 3.
+    fine = torch.cartesian_prod(torch.arange(6), torch.arange(6)) * 10.0 + 5
+    coarse = torch.cartesian_prod(torch.arange(3), torch.arange(3)) * 20.0 + 10
+    cells = token_cells(torch.cat([fine, coarse]), (60.0, 60.0), (6, 6))
+    assert torch.equal(cells[:36], torch.arange(36))
+    valid = torch.ones(16, 45, dtype=torch.bool)
+    context_ids, target_ids = MultiBlock().sample(valid, cells, (6, 6), generator())
+    for sample in range(16):
+        context = set(cells[context_ids[sample]].tolist())
+        for block in target_ids[sample]:
+            hidden = {int(cells[i]) for i in block if i >= 0}
+            assert not hidden & context
+            # A coarse token is hidden exactly when the cell of its centre is.
+            for token in range(36, 45):
+                assert (token in block.tolist()) == (int(cells[token]) in hidden)
+
+
+def test_invalid_tokens_are_neither_context_nor_target():
+    valid = torch.rand(32, 64, generator=generator()) < 0.6
+    valid[0] = False
+    context_ids, target_ids = MultiBlock().sample(valid, torch.arange(64), (8, 8), generator())
+    for ids in (context_ids, target_ids.flatten(1)):
+        seen = ids >= 0
+        assert valid.gather(1, ids.clamp_min(0))[seen].all()
+    assert (context_ids[0] == -1).all() and (target_ids[0] == -1).all()
+    assert (context_ids[1:, 0] >= 0).all()

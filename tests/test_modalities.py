@@ -1,0 +1,60 @@
+import pytest
+import yaml
+
+from gfm_jepa import MODALITIES, InputError, Modality
+from gfm_jepa.modalities import resolve, resolve_all
+
+
+def test_constants_are_complete():
+    assert set(MODALITIES) == {'s2_l1c', 's2_l2a', 's1', 'rgb', 'landsat8', 'naip', 'ndvi', 'dem'}
+    for modality in MODALITIES.values():
+        assert modality.require_statistics() is modality
+        assert modality.source and modality.unit and modality.valid_range
+    assert MODALITIES['s2_l1c'].bands[8] == 'B8A' and len(MODALITIES['s2_l1c'].bands) == 13
+    assert 'B10' not in MODALITIES['s2_l2a'].bands
+
+
+def test_a_sensor_of_ones_own(tmp_path):
+    fields = {'name': 'drone', 'bands': ['red', 'nir'], 'gsd': 0.1, 'unit': 'DN'}
+    assert resolve(fields) == Modality('drone', ('red', 'nir'), 0.1, 'DN')
+    path = tmp_path / 'drone.yaml'
+    path.write_text(yaml.safe_dump(fields))
+    assert resolve(str(path)) == resolve(fields)
+    assert resolve(resolve(fields).to_dict()) == resolve(fields)
+
+
+def test_a_known_name_with_changes():
+    naip = resolve({'name': 'naip', 'gsd': 5.0})
+    assert naip.gsd == 5.0 and naip.bands == MODALITIES['naip'].bands
+
+
+@pytest.mark.parametrize(
+    ('spec', 'message'),
+    [
+        ('s3', 'Unknown modality .s3.: expected one of s2_l1c'),
+        ('nothing.yaml', 'There is no modality file'),
+        ({'name': 'x', 'bands': ['a'], 'gsd': 1}, 'lacks unit'),
+        ({'name': 'x', 'band': ['a']}, "field 'band' is unknown"),
+        ({'bands': ['a']}, 'needs a name'),
+        ({'name': 'x', 'bands': ['a', 'a'], 'gsd': 1, 'unit': 'm'}, 'a name of its own'),
+        ({'name': 'x', 'bands': ['a'], 'gsd': 0, 'unit': 'm'}, 'above 0'),
+        ({'name': 'x', 'bands': ['a'], 'gsd': 1, 'unit': 'm', 'mean': [1]}, '1 means and 0'),
+        (
+            {'name': 'x', 'bands': ['a'], 'gsd': 1, 'unit': 'm', 'mean': [1], 'std': [0]},
+            'not above 0',
+        ),
+    ],
+)
+def test_bad_descriptions_are_explained(spec, message):
+    with pytest.raises(InputError, match=message):
+        resolve(spec)
+
+
+def test_no_statistics_are_invented():
+    with pytest.raises(InputError, match='gfm-jepa stats PATH --name drone'):
+        Modality('drone', ('red',), 0.1, 'DN').require_statistics()
+
+
+def test_names_must_differ():
+    with pytest.raises(InputError, match='different names'):
+        resolve_all(['rgb', 'rgb'])

@@ -1,0 +1,78 @@
+"""Figures: what they say is checked by their texts, lines and bars."""
+
+import pytest
+import torch
+
+from gfm_jepa.errors import InputError
+from gfm_jepa.evaluation.plots import confusion_matrix, learning_curve, probe_bars, save
+
+CSV = """epoch,lr,step,train_loss,val_knn5,val_loss
+0,0.001,0,2.0,,
+0,0.002,10,1.5,,
+0,,10,,0.25,1.75
+1,0.001,20,1.0,,
+1,,20,,0.5,1.25
+"""
+
+
+def test_confusion_matrix_says_percents_of_rows():
+    labels = torch.tensor([0, 0, 0, 0, 1, 1])
+    predictions = torch.tensor([0, 0, 0, 1, 1, 1])
+    axes = confusion_matrix(labels, predictions, ['a', 'b', 'c']).axes[0]
+    cells = {tuple(map(int, t.get_position())): t.get_text() for t in axes.texts}
+    assert cells == {(0, 0): '75', (1, 0): '25', (1, 1): '100'}  # (predicted, true)
+    assert [t.get_text() for t in axes.get_yticklabels()] == ['a (4)', 'b (2)', 'c (0)']
+    assert axes.get_title() == '83.33 % of 6 images right'
+
+
+def test_learning_curve_reads_what_lightning_writes(tmp_path):
+    path = tmp_path / 'metrics.csv'
+    path.write_text(CSV)
+    figure = learning_curve(path)
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+    assert set(lines) == {'train_loss', 'val_loss', 'lr', 'val_knn5'}
+    assert lines['train_loss'].get_xydata().tolist() == [[0, 2.0], [10, 1.5], [20, 1.0]]
+    assert lines['val_knn5'].get_xydata().tolist() == [[10, 25.0], [20, 50.0]]
+    assert lines['train_loss'].get_linestyle() != lines['val_loss'].get_linestyle()
+    assert [a.get_ylabel() for a in figure.axes] == [
+        'loss (no unit)', 'learning rate (per step)', 'online kNN accuracy (%)'
+    ]  # fmt: skip
+    assert figure.axes[-1].get_xlabel() == 'optimizer step'
+
+
+def test_learning_curve_without_some_columns(tmp_path):
+    path = tmp_path / 'metrics.csv'
+    path.write_text('epoch,lr-AdamW,step,embedding_std\n0,0.1,0,1\n0,0.2,5,1\n')
+    figure = learning_curve(path)
+    assert [line.get_label() for line in figure.axes[0].get_lines()] == ['lr-AdamW']
+    assert len(figure.axes) == 1
+    path.write_text('epoch,step,embedding_std\n0,0,1\n')
+    with pytest.raises(InputError, match='nothing to draw'):
+        learning_curve(path)
+    with pytest.raises(InputError, match='There is no'):
+        learning_curve(tmp_path / 'none.csv')
+
+
+def row(name, knn5, linear, dataset='d'):
+    return {'name': name, 'dataset': dataset, 'knn5': knn5, 'linear': linear, 'n_train': 60,
+            'n_test': 20}  # fmt: skip
+
+
+def test_probe_bars_are_percents_in_the_order_of_the_rows():
+    axes = probe_bars([row('mine', 0.5, 0.75), row('random init', 0.25, 0.4)]).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [50, 25, 75, 40]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ['mine', 'random init']
+    assert axes.patches[0].get_hatch() != axes.patches[2].get_hatch()
+    assert axes.get_title() == 'd: 60 train, 20 test'
+    two = probe_bars([row('mine', 0.5, 0.75), row('mine', 0.2, 0.3, 'e')]).axes[0]
+    assert [t.get_text() for t in two.get_yticklabels()] == ['mine, d', 'mine, e']
+
+
+@pytest.mark.parametrize('ending', ['png', 'pdf', 'svg'])
+def test_save_makes_the_folder_and_no_global_figure(tmp_path, ending):
+    import matplotlib.pyplot as plt
+
+    path = tmp_path / 'new' / f'bars.{ending}'
+    save(probe_bars([row('mine', 0.5, 0.75)]), path)
+    assert path.stat().st_size > 1000
+    assert plt.get_fignums() == []

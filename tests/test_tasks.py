@@ -1,0 +1,189 @@
+"""Training through the real command line, on made-up rasters."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from gfm_jepa import InputError, from_pretrained
+from gfm_jepa.cli import main
+from gfm_jepa.masks import MultiBlock
+from gfm_jepa.tasks import IJEPA, EncoderConfig, LeJEPA
+from gfm_jepa.tasks.base import warmup_cosine
+from gfm_jepa.tasks.ijepa import masked_smooth_l1, update_ema
+
+# A small sensor: trains in seconds.
+SENSORS = [
+    {'name': 'optical', 'bands': ['B1', 'B2', 'B3'], 'gsd': 10.0, 'unit': 'DN',
+     'mean': [1750.0] * 3, 'std': [720.0] * 3},
+    {'name': 'relief', 'bands': ['elevation'], 'gsd': 30.0, 'unit': 'm', 'mean': [1750.0],
+     'std': [720.0]},
+]  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path, write_raster):
+    """Write rasters and a config; returns a function that runs `fit` with more words."""
+    for i in range(2):
+        origin = (500000.0 + 5000 * i, 5000000.0)
+        write_raster(tmp_path / f'data/p{i}/optical.tif', 3, (96, 96), origin=origin)
+        if i:
+            write_raster(tmp_path / f'data/p{i}/relief.tif', 1, (32, 32), 30.0, origin)
+
+    def run(method: str, folder: str, *words: str) -> Path:
+        stem = 'conv' if method == 'LeJEPA' else 'linear'
+        content = {
+            'seed_everything': 1,
+            'model': {
+                'class_path': f'gfm_jepa.tasks.{method}',
+                'init_args': {'encoder': {'preset': 'nano', 'patch_size': 8, 'stem': stem}},
+            },
+            'data': {
+                'class_path': 'gfm_jepa.data.RastersDataModule',
+                'init_args': {
+                    'paths': [str(tmp_path / 'data')], 'modalities': SENSORS, 'chip_size': 48,
+                    'batch_size': 4, 'stride': 24,
+                },
+            },
+            'trainer': {
+                'max_steps': 6, 'max_epochs': -1, 'log_every_n_steps': 1, 'logger': False,
+                'enable_progress_bar': False, 'enable_model_summary': False,
+                'num_sanity_val_steps': 0, 'accelerator': 'cpu', 'limit_val_batches': 0,
+                'callbacks': [
+                    {
+                        'class_path': 'lightning.pytorch.callbacks.ModelCheckpoint',
+                        'init_args': {
+                            'dirpath': str(tmp_path / folder), 'every_n_train_steps': 1,
+                            'save_top_k': -1, 'filename': '{step}', 'save_last': True,
+                        },
+                    }
+                ],
+            },
+        }  # fmt: skip
+        path = tmp_path / f'{method}.yaml'
+        path.write_text(yaml.safe_dump(content))
+        assert main(['fit', '--config', str(path), *words]) == 0
+        return tmp_path / folder
+
+    return run
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)['state_dict']
+
+
+@pytest.mark.parametrize('method', ['IJEPA', 'LeJEPA'])
+def test_resumed_run_equals_unbroken_run_bit_for_bit(config, method):
+    whole = config(method, 'whole')
+    first = config(method, 'again')
+    # An epoch has 4 batches: step 3 lies in the middle of one, step 4 at its end.
+    for step in (3, 4):
+        resumed = config(method, f'from{step}', f'--ckpt_path={first}/step={step}.ckpt')
+        expected, got = weights(whole / 'last.ckpt'), weights(resumed / 'last.ckpt')
+        assert expected.keys() == got.keys()
+        for name, value in expected.items():
+            assert torch.equal(value, got[name]), name
+    changed = weights(whole / 'step=3.ckpt')
+    assert any(not torch.equal(v, expected[k]) for k, v in changed.items())
+    encoder = from_pretrained(whole / 'last.ckpt')
+    assert encoder({'optical': torch.rand(2, 3, 48, 48) * 3000}).isfinite().all()
+
+
+def test_ema_follows_optimizer_steps_not_micro_batches(config, tmp_path):
+    run = config('IJEPA', 'run', '--trainer.accumulate_grad_batches=2', '--trainer.max_steps=2',
+                 '--model.ema=[0.5,0.5]')  # fmt: skip
+    first, second = weights(run / 'step=1.ckpt'), weights(run / 'step=2.ckpt')
+    for name, target in second.items():
+        if name.startswith('target_encoder.') and name.endswith('weight'):
+            source = second[name.replace('target_encoder.', 'encoder.')]
+            expected = 0.5 * first[name] + 0.5 * source
+            assert torch.allclose(target, expected, atol=1e-6), name
+
+
+def test_loss_falls_and_health_is_logged(config, tmp_path):
+    config(
+        'LeJEPA', 'run', '--trainer.max_steps=30', '--trainer.logger=CSVLogger',
+        '--trainer.logger.save_dir=logs',
+    )  # fmt: skip
+    logged = pd.read_csv(next(tmp_path.glob('logs/**/metrics.csv')))
+    assert logged['train_loss'].dropna()[-5:].mean() < logged['train_loss'].dropna()[:5].mean()
+    for name in ('embedding_std', 'mean_cosine', 'effective_rank', 'sigreg', 'invariance'):
+        assert logged[name].notna().sum() > 5
+
+
+def test_targets_of_any_modality_come_from_context_of_any():
+    task = IJEPA(SENSORS)
+    task._seed = 0
+    batch = {'optical': torch.rand(8, 3, 96, 96) * 3000, 'relief': torch.rand(8, 1, 32, 32) * 3000}
+    context_ids, target_ids = (x.flatten(1) for x in _masks(task, batch))
+    split = 144  # tokens of optical, then 16 of relief
+    for ids in (context_ids, target_ids):
+        assert ((ids >= 0) & (ids < split)).any() and (ids >= split).any()
+    for sample in range(8):
+        assert not set(context_ids[sample].tolist()) & set(target_ids[sample].tolist()) - {-1}
+
+
+def test_context_never_sees_targets():
+    task = IJEPA(SENSORS)
+    batch = {'optical': torch.rand(4, 3, 48, 48) * 3000}
+    context_ids, target_ids = _masks(task, batch)
+    changed = {'optical': batch['optical'].clone()}
+    for sample in range(4):
+        for token in target_ids[sample].flatten().tolist():
+            row, col = divmod(token, 6)
+            changed['optical'][sample, :, row * 8 : row * 8 + 8, col * 8 : col * 8 + 8] = 0.0
+    before = task.forward_context(batch, context_ids, target_ids)
+    after = task.forward_context(changed, context_ids, target_ids)
+    assert torch.allclose(before, after, atol=1e-6)
+    targets = task.forward_targets(batch, target_ids)
+    assert not torch.allclose(targets, task.forward_targets(changed, target_ids))
+    assert not targets.requires_grad and before.requires_grad
+
+
+def _masks(task, batch):
+    layout, valid = task.encoder.layout(batch), task.encoder.valid_patches(batch)
+    from gfm_jepa.masks import token_cells
+
+    cells = token_cells(layout.positions, layout.extent, layout.finest)
+    return MultiBlock().sample(valid, cells, layout.finest, torch.Generator().manual_seed(0))
+
+
+def test_gaps_train_without_nan():
+    task = IJEPA(SENSORS)
+    batch = {'optical': torch.rand(6, 3, 48, 48) * 3000, 'relief': torch.rand(6, 1, 16, 16) * 3000}
+    batch['optical'][0] = float('nan')
+    batch['optical'][1, :, :30] = float('nan')
+    batch['relief'][2] = float('nan')
+    for raster in batch.values():
+        raster[3] = float('nan')
+    context_ids, target_ids = _masks(task, batch)
+    targets = task.forward_targets(batch, target_ids)
+    loss = masked_smooth_l1(
+        task.forward_context(batch, context_ids, target_ids), targets, target_ids, context_ids
+    )
+    loss.backward()
+    grads = [p.grad for p in task.parameters() if p.grad is not None]
+    assert loss.isfinite() and grads and all(g.isfinite().all() for g in grads)
+
+
+def test_leaking_stem_is_refused():
+    with pytest.raises(InputError, match=r'encoder\.stem=linear'):
+        IJEPA(SENSORS, EncoderConfig(stem='conv'))
+    assert LeJEPA(SENSORS, EncoderConfig(stem='conv')).encoder.config['stem'] == 'conv'
+
+
+def test_update_ema_moves_by_the_momentum():
+    source, target = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    torch.nn.init.constant_(source.weight, 3.0)
+    source.running_mean += 5
+    update_ema(target, source, 0.75)
+    assert target.weight.tolist() == [1.5, 1.5] and target.running_mean.tolist() == [5.0, 5.0]
+
+
+def test_warmup_then_cosine():
+    rates = [warmup_cosine(s, 100, 0.1, 0.01) for s in range(101)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] == pytest.approx(0.01)
+    assert warmup_cosine(55, 100, 0.1, 0.0) == pytest.approx(0.5)

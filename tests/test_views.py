@@ -1,0 +1,87 @@
+import pytest
+import torch
+from conftest import sensor
+
+from gfm_jepa.views import (
+    Views,
+    cut,
+    drop_bands,
+    drop_modalities,
+    jitter_bands,
+    random_windows,
+)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def ramp(size):
+    """Two bands that hold the relative row and column of each pixel's centre, -1..1."""
+    line = (torch.arange(size) + 0.5) / size * 2 - 1
+    return torch.stack(torch.meshgrid(line, line, indexing='ij')).expand(32, -1, -1, -1)
+
+
+def test_one_window_shows_the_same_ground_at_every_gsd():
+    windows = random_windows(32, (0.3, 0.9), generator())
+    views = cut({'fine': ramp(96), 'coarse': ramp(32)}, windows, {'fine': (48, 48), 'coarse': (16, 16)})
+    # The mean position of a view is the ground at its centre; a coarse pixel is 1/16 of the chip.
+    gap = (views['fine'].mean((2, 3)) - views['coarse'].mean((2, 3))).abs().max()
+    assert gap < 1 / 32
+    assert views['fine'].mean((2, 3)).std() > 0.1  # windows do move
+
+
+def test_windows_are_flipped_and_turned_all_eight_ways():
+    windows = random_windows(512, (1.0, 1.0), generator())
+    ways = {tuple(w.flatten().round().int().tolist()) for w in windows}
+    assert len(ways) == 8
+    x = torch.rand(512, 1, 4, 4)
+    view = cut({'x': x}, windows, {'x': (4, 4)})['x']
+    assert torch.allclose(view.flatten(1).sort(1).values, x.flatten(1).sort(1).values, atol=1e-5)
+
+
+def test_crops_keep_nodata_missing():
+    x = torch.ones(8, 1, 16, 16)
+    x[:, :, :8] = float('nan')
+    view = cut({'x': x}, random_windows(8, (1.0, 1.0), generator()), {'x': (16, 16)})['x']
+    assert view.isnan().float().mean().item() == pytest.approx(0.5, abs=0.01)
+    assert (view[~view.isnan()] == 1).all()
+
+
+def test_jitter_is_as_large_as_stated():
+    x = torch.randn(256, 2, 8, 8, generator=generator()) * 20 + 100
+    std = {'x': torch.tensor([20.0, 20.0])}
+    changed = jitter_bands({'x': x}, std, 0.2, 0.1, generator())['x']
+    gain = changed.std((2, 3)) / x.std((2, 3))
+    shift = changed.mean((2, 3)) - x.mean((2, 3))
+    assert 0.8 <= gain.min() < 0.9 and 1.1 < gain.max() <= 1.2
+    assert 1.0 < shift.abs().max() <= 2.0 + 1e-3
+    same = jitter_bands({'x': x}, std, 0.0, 0.0, generator())['x']
+    assert torch.allclose(same, x, atol=1e-4)
+
+
+def test_dropping_never_takes_the_last():
+    x = {'a': torch.ones(500, 3, 2, 2), 'b': torch.ones(500, 3, 2, 2)}
+    x['b'][:100] = float('nan')
+    bands = drop_bands(x, 0.9, generator())['a'].isnan()[:, :, 0, 0]
+    assert 0.5 < bands.float().mean() < 0.7 and not bands.all(1).any()
+    gone = {k: v.isnan().flatten(1).all(1) for k, v in drop_modalities(x, 0.9, generator()).items()}
+    assert not (gone['a'] & gone['b']).any()
+    assert not gone['a'][:100].any() and gone['a'][100:].float().mean() > 0.3
+
+
+def test_views_are_joined_by_kind_and_cover_equal_ground():
+    sensors = {'fine': sensor('fine', 2, 10.0), 'coarse': sensor('coarse', 2, 30.0)}
+    batch = {'fine': torch.rand(4, 2, 96, 96), 'coarse': torch.rand(4, 2, 32, 32)}
+    views = Views(num_global=2, num_local=3).make(
+        batch, sensors, {'fine': 8, 'coarse': 8}, generator()
+    )
+    assert [v['fine'].shape[0] for v in views] == [8, 12]
+    assert [v['fine'].shape[-1] for v in views] == [96, 48]
+    for view in views:
+        extents = [view[k].shape[-1] * view['gsd'][k] for k in sensors]
+        assert extents[0] == pytest.approx(extents[1])
+    again = Views(num_global=2, num_local=3).make(
+        batch, sensors, {'fine': 8, 'coarse': 8}, generator()
+    )
+    assert torch.equal(views[0]['fine'], again[0]['fine'])
