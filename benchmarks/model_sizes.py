@@ -19,7 +19,9 @@ def main() -> None:
         with torch.device('meta'):
             encoder = build_encoder(preset, MODALITIES)
         total = sum(p.numel() for p in encoder.parameters())
-        parts = {m: sum(p.numel() for p in encoder.patch_embeds[m].parameters()) for m in MODALITIES}
+        parts = {
+            m: sum(p.numel() for p in encoder.patch_embeds[m].parameters()) for m in MODALITIES
+        }
         sizes[preset] = {'trunk': total - sum(parts.values()), **parts}
         own = ', '.join(f'{m} {n:,}' for m, n in parts.items())
         print(f'{preset:<6} trunk {sizes[preset]["trunk"]:>11,}; patch embedders: {own}')

@@ -49,12 +49,12 @@ def our_step(args: argparse.Namespace) -> tuple[Callable[[Tensor, Masks], float]
         with torch.no_grad():
             latents = target_encoder.forward_tokens(batch).values
             latents = F.layer_norm(latents, (args.width,))
-            targets = take(latents, target_ids.flatten(1)).unflatten(1, target_ids.shape[1:])
+            targets = take(latents, target_ids.flatten(1)).view(*target_ids.shape, -1)
         context = encoder.forward_tokens(batch, context_ids)
         predictions = predictor(context.values, context_ids, target_ids, context.layout)
         loss = masked_smooth_l1(predictions, targets, target_ids, context_ids)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         update_ema(target_encoder, encoder, 0.996)
         return loss.item()
@@ -100,12 +100,10 @@ def their_step(
         predictions = predictor(encoder(images, context_ids), context_ids, target_ids)
         loss = F.smooth_l1_loss(predictions, targets)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         with torch.no_grad():
-            for theirs, ours in zip(
-                target_encoder.parameters(), encoder.parameters(), strict=True
-            ):
+            for theirs, ours in zip(target_encoder.parameters(), encoder.parameters(), strict=True):
                 theirs.mul_(0.996).add_((1.0 - 0.996) * ours.detach())
         return loss.item()
 
@@ -125,14 +123,18 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=15, help='timed steps of each')
     args = parser.parse_args()
     if not (args.reference / 'src/models/vision_transformer.py').is_file():
-        parser.error(f'{args.reference} is no checkout of facebookresearch/ijepa: it lacks src/models')
+        parser.error(
+            f'{args.reference} is no checkout of facebookresearch/ijepa: it lacks src/models'
+        )
     sys.path.insert(0, str(args.reference))
     names = ('src.models.vision_transformer', 'src.masks.multiblock', 'src.masks.utils')
     modules = {name: importlib.import_module(name) for name in names}
     torch.manual_seed(0)
     ours, encoder = our_step(args)
     theirs, reference, draw = their_step(args, modules)
-    counts = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (encoder, reference)]
+    counts = [
+        sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (encoder, reference)
+    ]
     print(f'encoder parameters that learn: ours {counts[0]:,}, reference {counts[1]:,}')
     times: dict[str, list[float]] = {'ours': [], 'reference': []}
     for index in range(args.steps + 3):

@@ -17,7 +17,7 @@ USAGE = f"""gfm-jepa {__version__}: JEPA pretraining on any rasters
   gfm-jepa validate | test | predict --config ... --ckpt_path ...     (LightningCLI)
   gfm-jepa probe WEIGHTS --dataset eurosat-rgb-spatial --root DIR     frozen features: kNN, linear
   gfm-jepa stats PATH... --name my_sensor -o my_sensor.yaml           mean and std per band
-  gfm-jepa demo                                                       everything, small, on made-up tiles
+  gfm-jepa demo                                                       the whole way on made-up tiles
 
 Each verb explains itself with --help."""
 

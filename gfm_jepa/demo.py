@@ -41,7 +41,9 @@ def demo(output: Path, steps: int = 600, places: int = 16) -> list[dict[str, Any
         A row for the trained encoder, its random copy and image statistics, accuracies 0..1.
     """
     if places < 6:
-        raise InputError(f'The demo needs 6 places or more to train, choose and test on, not {places}.')
+        raise InputError(
+            f'The demo needs 6 places or more to train, choose and test on, not {places}.'
+        )
     folders = SyntheticLandscapes(output / 'landscapes', places, 288).write(progress=True)
     held_out = max(places // 4, 1)
     parts = folders[: -2 * held_out], folders[-2 * held_out : -held_out], folders[-held_out:]
@@ -81,9 +83,7 @@ def _pretrain(folders: Sequence[Path], output: Path, steps: int) -> Path:
     return path
 
 
-def _probe(
-    checkpoint: Path, parts: Sequence[Sequence[Path]], output: Path
-) -> list[dict[str, Any]]:
+def _probe(checkpoint: Path, parts: Sequence[Sequence[Path]], output: Path) -> list[dict[str, Any]]:
     """KNN and linear on held-out places, of the encoder, its random copy and image statistics."""
     modalities = (*resolve_all(MODALITIES), LULC)
     chips = [MajorityLabels(Rasters(p, modalities, CHIP, CHIP // 2)) for p in parts]
@@ -94,8 +94,10 @@ def _probe(
         return torch.cat([s(batch) for s in statistics], dim=1)
 
     embeds: dict[str, Callable[[dict[str, Tensor]], Tensor]] = {
-        'trained': encoder, 'random init': random_init(encoder), 'image statistics': image_statistics,
-    }  # fmt: skip
+        'trained': encoder,
+        'random init': random_init(encoder),
+        'image statistics': image_statistics,
+    }
     rows = []
     for name, embed in embeds.items():
         train, val, test = (extract_features(embed, c) for c in chips)

@@ -1,5 +1,7 @@
 """Measures of embeddings: is the representation alive, and does it separate classes?"""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,7 +22,7 @@ def embedding_std(embeddings: Tensor) -> Tensor:
     """
     normalised = F.normalize(embeddings.float(), dim=-1)
     spread: Tensor = normalised.std(dim=0, correction=0).mean()
-    return spread * embeddings.shape[-1] ** 0.5
+    return spread * math.sqrt(embeddings.shape[-1])
 
 
 def mean_cosine(embeddings: Tensor) -> Tensor:

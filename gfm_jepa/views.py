@@ -42,7 +42,9 @@ def random_windows(
     return torch.stack([first, second], dim=1)
 
 
-def cut(rasters: Rasters, windows: Tensor, sizes: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+def cut(
+    rasters: Rasters, windows: Tensor, sizes: Mapping[str, tuple[int, int]]
+) -> dict[str, Tensor]:
     """Resample a window of each sample, bilinearly; where a source pixel is NaN, so is the result.
 
     Args:
@@ -94,7 +96,9 @@ def jitter_bands(
     return changed
 
 
-def drop_bands(rasters: Rasters, probability: float, generator: torch.Generator) -> dict[str, Tensor]:
+def drop_bands(
+    rasters: Rasters, probability: float, generator: torch.Generator
+) -> dict[str, Tensor]:
     """Set whole bands of samples to NaN, never all bands of a sample's modality.
 
     Args:

@@ -116,12 +116,15 @@ def test_run_without_end_is_refused(fails, tmp_path, write_raster):
 
 def test_stats_to_config_and_back(tmp_path, write_raster, capfd):
     write_raster(tmp_path / 'drone/a.tif', 2, names=['red', 'nir'], gsd=2.0)
-    assert main(['stats', str(tmp_path), '--name', 'drone', '--unit', 'DN', '-o', 'drone.yaml']) == 0
+    assert (
+        main(['stats', str(tmp_path), '--name', 'drone', '--unit', 'DN', '-o', 'drone.yaml']) == 0
+    )
     assert main(['stats', str(tmp_path), '--name', 'drone', '--unit', 'DN']) == 0
     assert yaml.safe_load(capfd.readouterr().out) == yaml.safe_load(Path('drone.yaml').read_text())
     words = fit(
         f'--data.paths=[{tmp_path}]', '--data.modalities=[drone.yaml]', '--trainer.max_steps=1',
-        '--data.batch_size=1', '--trainer.log_every_n_steps=1', '--trainer.enable_progress_bar=false', '--trainer.accelerator=cpu',
+        '--data.batch_size=1', '--trainer.log_every_n_steps=1', '--trainer.accelerator=cpu',
+        '--trainer.enable_progress_bar=false',
     )  # fmt: skip
     assert main(list(words)) == 0
     assert list(tmp_path.glob('runs/**/last.ckpt'))

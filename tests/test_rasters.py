@@ -25,7 +25,9 @@ def coordinates(size, gsd, origin):
 def test_modalities_of_a_place_are_aligned_at_their_own_gsd(tmp_path, write_raster):
     fine, coarse = sensor('fine', 2), sensor('coarse', 2, gsd=30.0)
     origin = (500000.0, 5000000.0)
-    write_raster(tmp_path / 'p/fine.tif', values=coordinates((192, 192), 10, origin), dtype='float32')
+    write_raster(
+        tmp_path / 'p/fine.tif', values=coordinates((192, 192), 10, origin), dtype='float32'
+    )
     write_raster(
         tmp_path / 'p/coarse.tif', values=coordinates((64, 64), 30, origin), dtype='float32',
         gsd=30.0,
@@ -139,7 +141,7 @@ def test_what_cannot_be_used_at_all_is_explained(tmp_path, write_raster):
     with pytest.raises(InputError, match='No raster found'):
         Rasters([tmp_path], [S2])
     write_raster(tmp_path / 'void/s2.tif', values=np.zeros((3, 64, 64)), nodata=0)
-    with pytest.raises(InputError, match='No usable chip.*nothing but nodata'):
+    with pytest.raises(InputError, match=r'No usable chip.*nothing but nodata'):
         Rasters([tmp_path], [S2])
     write_raster(tmp_path / 'two/s2.tif', 2)
     with pytest.raises(InputError, match='has 2 bands, but s2 has 3'):

@@ -12,7 +12,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from gfm_jepa.data import synthetic
-from gfm_jepa.data.synthetic import CLASSES, FILES, SyntheticLandscapes, synthesize
+from gfm_jepa.data.landscapes import CLASSES
+from gfm_jepa.data.synthetic import FILES, SyntheticLandscapes, synthesize
 from gfm_jepa.errors import InputError
 
 Arrays = dict[str, np.ndarray]

@@ -24,7 +24,9 @@ def ramp(size):
 
 def test_one_window_shows_the_same_ground_at_every_gsd():
     windows = random_windows(32, (0.3, 0.9), generator())
-    views = cut({'fine': ramp(96), 'coarse': ramp(32)}, windows, {'fine': (48, 48), 'coarse': (16, 16)})
+    views = cut(
+        {'fine': ramp(96), 'coarse': ramp(32)}, windows, {'fine': (48, 48), 'coarse': (16, 16)}
+    )
     # The mean position of a view is the ground at its centre; a coarse pixel is 1/16 of the chip.
     gap = (views['fine'].mean((2, 3)) - views['coarse'].mean((2, 3))).abs().max()
     assert gap < 1 / 32

@@ -259,9 +259,13 @@ def _identify(
         return next(m for m in modalities if m.name == stated)
     for text in (path.stem, path.parent.name):
         words = [w.lower() for w in re.split(r'[^A-Za-z0-9]+', text) if w]
-        runs = {''.join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+        runs = {
+            ''.join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)
+        }
         for modality in modalities:
-            names = {re.sub(r'[^a-z0-9]', '', a.lower()) for a in (modality.name, *modality.aliases)}
+            names = {
+                re.sub(r'[^a-z0-9]', '', a.lower()) for a in (modality.name, *modality.aliases)
+            }
             if names & runs:
                 return modality
     described = [_band_key(d) for d in source.descriptions if d]

@@ -180,7 +180,8 @@ class Rasters(Dataset[dict[str, Any]]):
         """Group the files that show the same ground, the anchor first."""
         order = [m.name for m in self.modalities]
         box = {f.path: transform_bounds(f.grid.crs, 'EPSG:4326', *f.grid.bounds) for f in files}
-        groups, used = [], set()
+        groups: list[list[RasterFile]] = []
+        used: set[Path] = set()
         for anchor in sorted(files, key=lambda f: order.index(f.modality.name)):
             if anchor.path in used:
                 continue
@@ -241,7 +242,9 @@ class Rasters(Dataset[dict[str, Any]]):
             and all(abs(s - round(s)) < 0.1 for s in shift)
         )
         if fits:
-            return Layer(file, None, size, step, (round(shift[0]), round(shift[1])), base.gsd * step)
+            return Layer(
+                file, None, size, step, (round(shift[0]), round(shift[1])), base.gsd * step
+            )
         return Layer(file, wanted, size, step, (0, 0), base.gsd * step)
 
     def _valid_map(self, file: RasterFile) -> np.ndarray[Any, np.dtype[np.bool_]]:

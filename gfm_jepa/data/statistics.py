@@ -130,18 +130,18 @@ def describe(
     return left_out + yaml.safe_dump(described.to_dict(), sort_keys=False)
 
 
-def _modality(
-    path: Path, name: str | None, bands: Sequence[str] | None, unit: str
-) -> Modality:
+def _modality(path: Path, name: str | None, bands: Sequence[str] | None, unit: str) -> Modality:
     """The known modality of that name, or a new one described from a file."""
-    if name in MODALITIES and not bands:
+    if name is not None and name in MODALITIES and not bands:
         return MODALITIES[name]
     try:
         with rasterio.open(path) as source:
             described = [d.strip() for d in source.descriptions if d]
             count = source.count
     except RasterioIOError as error:
-        raise InputError(f'{path} cannot be opened ({error}); put a readable file first.') from error
+        raise InputError(
+            f'{path} cannot be opened ({error}); put a readable file first.'
+        ) from error
     if bands is None:
         unique = len(set(described)) == count
         bands = described if unique else [f'band{i + 1}' for i in range(count)]

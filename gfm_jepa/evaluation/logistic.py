@@ -47,9 +47,9 @@ class LogisticRegression:
             solver.zero_grad()
             loss: Tensor = F.cross_entropy(inputs @ weight.T + bias, self.labels)
             loss = loss + (weight * scale).square().sum() * (penalty / 2)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return loss
 
-        solver.step(closure)  # type: ignore[no-untyped-call]
+        solver.step(closure)
         self.weight, self.bias = weight.detach() * scale, bias.detach()
         return self.weight @ self.axes.T, self.bias

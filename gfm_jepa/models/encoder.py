@@ -182,9 +182,7 @@ class Encoder(nn.Module):
     def embed_patches(self, batch: Batch) -> tuple[Tensor, Tensor, TokenLayout]:
         """Tokens before the trunk: (B, N, D), valid (B, N), and their layout."""
         layout, rasters = self.layout(batch), self._rasters(batch)
-        pairs = [
-            self._embedder(name)(rasters[name], _gsd(batch, name)) for name in layout.names
-        ]
+        pairs = [self._embedder(name)(rasters[name], _gsd(batch, name)) for name in layout.names]
         return torch.cat([p[0] for p in pairs], 1), torch.cat([p[1] for p in pairs], 1), layout
 
     def forward_tokens(
@@ -274,8 +272,8 @@ class Encoder(nn.Module):
         at = layout.names.index(name)
         start = sum(h * w for h, w in layout.grids[:at])
         height, width = layout.grids[at]
-        full = tokens.dense()
-        return full[:, start : start + height * width].mT.unflatten(2, (height, width))
+        own = tokens.dense()[:, start : start + height * width]
+        return own.mT.reshape(len(own), self.embed_dim, height, width)
 
     def _embedder(self, name: str) -> PatchEmbed:
         module = self.patch_embeds[name]

@@ -44,7 +44,7 @@ def from_pretrained(
         return _from_folder(path)
     if path.is_file():
         return _from_checkpoint(path)
-    if re.fullmatch(r'[\w.-]+/[\w.-]+', str(source)) and not path.suffix == '.ckpt':
+    if re.fullmatch(r'[\w.-]+/[\w.-]+', str(source)) and path.suffix != '.ckpt':
         return _from_hub(str(source), revision, local_files_only)
     raise InputError(
         f'There are no weights at {str(source)!r}: expected a folder with {CONFIG} and {WEIGHTS}, '

@@ -201,9 +201,7 @@ class PatchEmbed(nn.Module):
     def positions(self, grid: tuple[int, int], gsd: float | None = None) -> Tensor:
         """Centres (N, 2) of the patches, metres south and east of the chip's corner."""
         step = self.patch_size * (gsd or self.modality.gsd)
-        row, col = (
-            (torch.arange(n, device=self.mean.device) + 0.5) * step for n in grid
-        )
+        row, col = ((torch.arange(n, device=self.mean.device) + 0.5) * step for n in grid)
         return torch.cartesian_prod(row, col)
 
     def _check_unit(self, x: Tensor) -> None:

@@ -28,6 +28,8 @@ class RawPatchEmbed(nn.Module):
         self.patch_size = (embed.patch_size, embed.patch_size)
         self.grid_size = embed.grid((len(embed.modality.bands), *img_size))
         self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer('mean', embed.mean.clone())
         self.register_buffer('std', embed.std.clone())
         self.proj = deepcopy(embed.stem)

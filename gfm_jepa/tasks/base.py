@@ -107,7 +107,7 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Embed a batch: (B, D)."""
-        return self(batch)
+        return self.forward(batch)
 
     def generator(self, batch_idx: int, shared: bool = False) -> torch.Generator:
         """Make the source of randomness of one step: a function of seed, epoch, batch and rank.
@@ -152,7 +152,8 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
 
     def progress(self) -> float:
         """Share of the run's optimizer steps that are done, 0..1."""
-        return min(self.global_step / self.total_steps(), 1.0)
+        done: float = self.global_step / self.total_steps()
+        return min(done, 1.0)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over everything that learns, its rate set per optimizer step."""
@@ -183,7 +184,7 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
 
     def log_health(self, embeddings: Tensor) -> None:
         """Log whether the embeddings (B, D) of the batch are alive."""
-        if self._trainer is None or self.global_step % self.trainer.log_every_n_steps:
+        if self._trainer is None or self.global_step % max(self.trainer.log_every_n_steps, 1):
             return
         there = embeddings.detach()[~embeddings.detach().isnan().any(dim=1)]
         if len(there) > 1:

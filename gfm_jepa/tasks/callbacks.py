@@ -40,7 +40,8 @@ class CollapseGuard(Callback):
         """Check what the task has logged."""
         step = trainer.global_step
         metrics = trainer.callback_metrics
-        logged = (step - 1) % trainer.log_every_n_steps == 0
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it late
+        logged = every and (step - 1) % every == 0
         if step < self.warmup_steps or not logged or step == self.checked_step:
             return
         if 'embedding_std' not in metrics:

@@ -93,7 +93,7 @@ class IJEPA(PretrainTask):
         latents = F.layer_norm(tokens.dense(), (self.encoder.embed_dim,))
         targets = take(latents, target_ids.flatten(1).clamp_min(0))
         # What is not there is left out of the loss, but a NaN would still poison its gradient.
-        return targets.nan_to_num(0.0).unflatten(1, target_ids.shape[1:])
+        return targets.nan_to_num(0.0).view(*target_ids.shape, -1)
 
     def forward_context(
         self, batch: Mapping[str, Any], context_ids: Tensor, target_ids: Tensor

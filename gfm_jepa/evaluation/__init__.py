@@ -1,0 +1,1 @@
+"""What frozen features are worth: probes, the baselines beside them, and figures."""
