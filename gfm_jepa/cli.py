@@ -112,7 +112,7 @@ def _demo(words: list[str]) -> None:
         'gfm-jepa demo', description='Make landscapes, pretrain, probe, draw figures: 5 minutes.'
     )
     parser.add_argument('--output', type=Path, default=Path('demo'), help='folder of the results')
-    parser.add_argument('--steps', type=int, default=600, help='optimizer steps')
+    parser.add_argument('--steps', type=int, default=800, help='optimizer steps')
     parser.add_argument('--places', type=int, default=16, help='landscapes to make')
     args = parser.parse_args(words)
     from .demo import demo

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
@@ -29,7 +28,7 @@ MODALITIES = ['s2_l2a', 's1', 'dem']
 CHIP = 48  # pixels at 10 m; the DEM's are 16 at 30 m
 
 
-def demo(output: Path, steps: int = 600, places: int = 16) -> list[dict[str, Any]]:
+def demo(output: Path, steps: int = 800, places: int = 16) -> list[dict[str, Any]]:
     """Run it all, and say where everything is.
 
     Args:
@@ -69,16 +68,15 @@ def _pretrain(folders: Sequence[Path], output: Path, steps: int) -> Path:
         MODALITIES, EncoderConfig('nano', stem='conv'), OptimizerConfig(lr=1e-3),
         Views(modality_dropout=0.3, global_scale=(0.4, 1.0)),
     )  # fmt: skip
-    saver = ModelCheckpoint(output, filename='lejepa', enable_version_counter=False)
     trainer = Trainer(
-        max_steps=steps, max_epochs=-1, accelerator='auto', log_every_n_steps=10,
+        max_steps=steps, max_epochs=-1, accelerator='auto', log_every_n_steps=min(10, steps),
         limit_val_batches=0, num_sanity_val_steps=0, gradient_clip_val=1.0,
-        use_distributed_sampler=False, enable_model_summary=False,
-        logger=CSVLogger(output, name='', version='metrics'), callbacks=[CollapseGuard(), saver],
+        use_distributed_sampler=False, enable_model_summary=False, enable_checkpointing=False,
+        logger=CSVLogger(output, name='', version='metrics'), callbacks=[CollapseGuard()],
     )  # fmt: skip
     trainer.fit(task, data)
     path = output / 'lejepa.ckpt'
-    trainer.save_checkpoint(path)
+    trainer.save_checkpoint(path, weights_only=False)  # the optimizer too, to go on from
     save(learning_curve(output / 'metrics' / 'metrics.csv'), output / 'learning_curve.png')
     return path
 

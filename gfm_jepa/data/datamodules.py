@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..modalities import resolve_all
 from .eurosat import EuroSATRGB
 from .rasters import Rasters, collate
-from .samplers import GroupBatchSampler, ResumableLoader
+from .samplers import GroupBatchSampler, OrderedBatchSampler, ResumableLoader
 
 
 class PretrainDataModule(LightningDataModule):
@@ -93,7 +93,9 @@ class EuroSATRGBDataModule(PretrainDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation list, in order."""
-        return DataLoader(self.val_dataset, self.batch_size, num_workers=self.num_workers)
+        return DataLoader(
+            self.val_dataset, batch_size=self.batch_size, num_workers=self.num_workers
+        )
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The validation list, in order."""
@@ -161,15 +163,13 @@ class RastersDataModule(PretrainDataModule):
         """Chips of `val_paths` side by side, in order; none without such paths."""
         if not self.val_paths:
             return []
-        batches = [
-            group[i : i + self.batch_size]
-            for group in self.val_dataset.groups()
-            for i in range(0, len(group), self.batch_size)
-        ]
+        batches = OrderedBatchSampler(self.val_dataset.groups(), self.batch_size)
         return DataLoader(
-            self.val_dataset, batch_sampler=batches, num_workers=self.num_workers,
+            self.val_dataset,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
             collate_fn=collate,
-        )  # fmt: skip
+        )
 
     def test_dataloader(self) -> DataLoader[Any] | list[Any]:
         """As `val_dataloader`."""

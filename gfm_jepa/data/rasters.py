@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +156,10 @@ class Rasters(Dataset[dict[str, Any]]):
                 )
         if self.left_out:
             lines.append(f'{len(self.left_out)} files left out:')
-            lines += [f'  {path}: {reason}' for path, reason in self.left_out]
+            others = Counter(p.name for p, reason in self.left_out if reason == UNRECOGNISED)
+            lines += [f'  {path}: {reason}' for path, reason in self.left_out
+                      if reason != UNRECOGNISED]  # fmt: skip
+            lines += [f'  {count} x {name}: {UNRECOGNISED}' for name, count in others.items()]
         return '\n'.join(lines)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -64,6 +64,27 @@ class GroupBatchSampler(Sampler[list[int]]):
             yield batches[i]
 
 
+class OrderedBatchSampler(Sampler[list[int]]):
+    """All samples once and in order, in batches of one group each.
+
+    Args:
+        groups: Indices of the samples of each group.
+        batch_size: Samples of a batch; the last of a group may have fewer.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[int]], batch_size: int) -> None:
+        self.groups = groups
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return sum(-(-len(group) // self.batch_size) for group in self.groups)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for group in self.groups:
+            for i in range(0, len(group), self.batch_size):
+                yield list(group[i : i + self.batch_size])
+
+
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader that goes on where it was left, mid-epoch too; Lightning keeps its state.
 

@@ -181,7 +181,10 @@ class PatchEmbed(nn.Module):
         grid = self.grid(tuple(x.shape))
         self._check_unit(x)
         valid = self.valid_patches(x)
-        normalised = ((x.float() - self.mean) / self.std).nan_to_num_(0.0, 0.0, 0.0)
+        # One pass over the pixels, not two: (x - mean) / std.
+        normalised = torch.addcmul(-self.mean / self.std, x.float(), 1 / self.std)
+        if not all_finite(x):
+            normalised.nan_to_num_(0.0, 0.0, 0.0)
         return self.stem(normalised) + self.place(grid, gsd), valid
 
     def place(self, grid: tuple[int, int], gsd: float | None = None) -> Tensor:
@@ -191,11 +194,10 @@ class PatchEmbed(nn.Module):
 
     def valid_patches(self, x: Tensor) -> Tensor:
         """Which patches of (B, C, H, W) have enough valid values: (B, N) boolean."""
-        missing = ~x.isfinite()
-        if not bool(missing.any()):
+        if all_finite(x):
             grid = self.grid(tuple(x.shape))
             return torch.ones(len(x), grid[0] * grid[1], dtype=torch.bool, device=x.device)
-        there = (~missing).float().mean(dim=1, keepdim=True)
+        there = x.isfinite().float().mean(dim=1, keepdim=True)
         return nn.functional.avg_pool2d(there, self.patch_size).flatten(1) >= self.min_valid
 
     def positions(self, grid: tuple[int, int], gsd: float | None = None) -> Tensor:
@@ -209,7 +211,7 @@ class PatchEmbed(nn.Module):
         bounds = self.modality.valid_range
         if self._warned or bounds is None:
             return
-        sample = x[..., ::7, ::7]  # 2 % of the pixels tell a wrong unit as well as all
+        sample = x[..., ::11, ::11]  # 1 % of the pixels tell a wrong unit as well as all
         seen = sample[sample.isfinite()]
         if not len(seen):
             return
@@ -225,6 +227,14 @@ class PatchEmbed(nn.Module):
                 f'({bounds[0]:g} to {bounds[1]:g}); pass raw values, the encoder normalises them.',
                 stacklevel=4,
             )
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether no value is NaN or infinite: a sum is, as soon as one of its terms is.
+
+    A sum that overflows says no where yes is right, which costs time and nothing else.
+    """
+    return bool(x.sum().isfinite())
 
 
 def _bias(layer: nn.Conv2d) -> Tensor:

@@ -163,7 +163,7 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
             {'params': [p for p in learning if p.ndim > 1], 'weight_decay': c.weight_decay},
             {'params': [p for p in learning if p.ndim <= 1], 'weight_decay': 0.0},
         ]
-        optimizer = AdamW(groups, lr=c.lr, betas=c.betas)
+        optimizer = AdamW(groups, lr=c.lr, betas=c.betas, fused=True)
         total = self.total_steps()
 
         def rate(step: int) -> float:
@@ -184,7 +184,9 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
 
     def log_health(self, embeddings: Tensor) -> None:
         """Log whether the embeddings (B, D) of the batch are alive."""
-        if self._trainer is None or self.global_step % max(self.trainer.log_every_n_steps, 1):
+        if self._trainer is None or not self.training:
+            return
+        if self.global_step % max(self.trainer.log_every_n_steps, 1):
             return
         there = embeddings.detach()[~embeddings.detach().isnan().any(dim=1)]
         if len(there) > 1:

@@ -1,0 +1,119 @@
+"""The callbacks that watch a run, and the demo that uses everything."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import sensor
+from lightning.pytorch import Trainer
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from gfm_jepa import InputError, from_pretrained
+from gfm_jepa.cli import main
+from gfm_jepa.data import EuroSATRGBDataModule, RastersDataModule
+from gfm_jepa.data.labels import LULC, MajorityLabels
+from gfm_jepa.data.rasters import Rasters
+from gfm_jepa.tasks import IJEPA, CollapseGuard, LeJEPA, OnlineKNN
+
+
+@pytest.fixture
+def eurosat(tmp_path):
+    """Two classes that differ in colour, in the layout of EuroSAT RGB."""
+    rng = np.random.default_rng(0)
+    names = []
+    for label, base in enumerate((60, 160)):
+        name = ('Forest', 'River')[label]
+        (tmp_path / 'EuroSAT_RGB' / name).mkdir(parents=True)
+        for i in range(1, 25):
+            pixels = rng.normal(base, 20, (64, 64, 3)).clip(0, 255).astype('uint8')
+            Image.fromarray(pixels).save(tmp_path / 'EuroSAT_RGB' / name / f'{name}_{i}.jpg')
+            names.append(f'{name}_{i}.jpg')
+    for split, part in (('train', names[::2]), ('val', names[1::4]), ('test', names[3::4])):
+        (tmp_path / f'eurosat-spatial-{split}.txt').write_text('\n'.join(part) + '\n')
+    return tmp_path
+
+
+def trainer(*callbacks, **words):
+    return Trainer(
+        max_epochs=-1, accelerator='cpu', logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+        limit_val_batches=0, callbacks=list(callbacks), **words,
+    )  # fmt: skip
+
+
+def test_online_knn_measures_what_the_encoder_separates(eurosat):
+    data = EuroSATRGBDataModule(str(eurosat), batch_size=8)
+    task = LeJEPA(['rgb'])
+    run = trainer(OnlineKNN(every_n_steps=2), max_steps=3)
+    run.fit(task, data)
+    assert run.callback_metrics['val_knn5'] == 1.0
+    assert task.training  # measuring has not left the task in another mode
+    with pytest.raises(InputError, match='holds the modality rgb'):
+        EuroSATRGBDataModule(str(eurosat), modalities=['dem'])
+
+
+class Dead(LeJEPA):
+    """Embeds everything alike."""
+
+    def log_health(self, embeddings):
+        super().log_health(torch.ones_like(embeddings))
+
+
+def test_collapse_is_told_within_one_epoch(eurosat):
+    data = EuroSATRGBDataModule(str(eurosat), batch_size=4)
+    guard = CollapseGuard(warmup_steps=1, patience=3)
+    with pytest.raises(InputError, match=r'collapsed at step 3: std 0\.0000'):
+        trainer(guard, max_steps=60).fit(Dead(['rgb']), data)
+
+
+def test_guard_lets_live_runs_alone(eurosat):
+    guard = CollapseGuard(warmup_steps=1, patience=1, min_std=1e-4, min_rank=1.01)
+    run = trainer(guard, max_steps=4)
+    run.fit(LeJEPA(['rgb']), EuroSATRGBDataModule(str(eurosat), batch_size=8))
+    assert run.global_step == 4 and guard.failed == 0
+
+
+def test_validate_and_predict(eurosat):
+    data = EuroSATRGBDataModule(str(eurosat), batch_size=4)
+    run = Trainer(accelerator='cpu', logger=False, enable_progress_bar=False)
+    task = LeJEPA(['rgb'])
+    assert run.validate(task, data, verbose=False)[0]['val_loss'] > 0
+    embeddings = torch.cat(run.predict(task, data))
+    assert embeddings.shape == (12, 128) and embeddings.isfinite().all()
+
+
+def test_validate_and_predict_on_rasters(tmp_path, write_raster):
+    for i in range(2):
+        write_raster(tmp_path / f'{i}/S2L2A.tif', 12, (96, 144), origin=(5e5 + 9000 * i, 5e6))
+    write_raster(tmp_path / '0/DEM.tif', 1, (32, 48), 30.0, (5e5, 5e6), dtype='float32')
+    names = ['s2_l2a', 'dem']
+    data = RastersDataModule([], names, [str(tmp_path)], chip_size=48, batch_size=4)
+    run = Trainer(accelerator='cpu', logger=False, enable_progress_bar=False)
+    task = IJEPA(names)
+    assert run.validate(task, data, verbose=False)[0]['val_loss'] > 0
+    embeddings = torch.cat(run.predict(task, data))
+    assert embeddings.shape == (12, 128) and embeddings.isfinite().all()
+
+
+def test_majority_labels(tmp_path, write_raster):
+    write_raster(tmp_path / 'p/s2.tif', 3)
+    classes = np.zeros((1, 96, 96))
+    classes[:, :, :30] = 3
+    write_raster(tmp_path / 'p/LULC.tif', values=classes, dtype='uint8')
+    chips: Dataset = MajorityLabels(Rasters([tmp_path], [sensor('s2'), LULC], 48))
+    batch = next(iter(DataLoader(chips, batch_size=4)))
+    assert batch['label'].tolist() == [3, 0, 3, 0] and 'lulc' not in batch
+
+
+def test_demo_runs_through(tmp_path, capfd):
+    assert main(['demo', '--output', 'out', '--steps', '2', '--places', '6']) == 0
+    printed = capfd.readouterr().out
+    rows = json.loads((tmp_path / 'out/probe.json').read_text())
+    assert [r['name'] for r in rows] == ['trained', 'random init', 'image statistics']
+    assert all(0 < r['knn5'] <= 1 and r['n_test'] > 50 for r in rows)
+    assert 'trained' in printed and 'lejepa.ckpt' in printed
+    for name in ('confusion_matrix.png', 'learning_curve.png'):
+        assert (tmp_path / 'out' / name).stat().st_size > 5000
+    assert set(from_pretrained('out/lejepa.ckpt').modalities) == {'s2_l2a', 's1', 'dem'}
