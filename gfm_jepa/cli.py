@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             known = ', '.join([*LIGHTNING_VERBS, *_VERBS])
             raise InputError(f'Unknown verb {words[0]!r}: expected one of {known}.')
     except InputError as error:
-        print(f'gfm-jepa: error: {error}', file=sys.stderr)
+        # A reading process sends its whole traceback along; the sentence stands at its end.
+        sentence = str(error).rpartition('InputError: ')[2].strip()
+        print(f'gfm-jepa: error: {sentence}', file=sys.stderr)
         return 2
     return 0
 
@@ -101,6 +103,7 @@ def _stats(words: list[str]) -> None:
 
     text = describe(args.paths, args.name, args.bands, args.unit, args.nodata)
     if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(text)
     else:
         print(text, end='')

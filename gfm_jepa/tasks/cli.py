@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from jsonargparse import ArgumentError as JsonArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from ..data.datamodules import PretrainDataModule
@@ -64,6 +65,13 @@ class GfmJepaCLI(LightningCLI):
                 'trainer.max_epochs (trainer.max_time may stop it earlier).'
             )
         self._look('fit', 'train_dataset')
+
+    def after_fit(self) -> None:
+        """Say where the weights are."""
+        for callback in self.trainer.checkpoint_callbacks:
+            path = getattr(callback, 'last_model_path', '')
+            if path:
+                rank_zero_info(f'checkpoint: {path}; probe it with `gfm-jepa probe {path} ...`')
 
     def before_validate(self) -> None:
         """Look before anything is written."""
