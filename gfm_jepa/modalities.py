@@ -191,7 +191,7 @@ DEM = Modality(
     unit='metres above sea level',
     mean=(651.663,),
     std=(928.168,),
-    source='TerraMesh (Blumenstiel et al., 2025), statistics of its DEM',
+    source='TerraMesh (Blumenstiel et al., 2025), its DEM, as printed in code that reads it',
     valid_range=(-500.0, 9000.0),
     aliases=('DEM', 'DTM', 'elevation'),
 )
