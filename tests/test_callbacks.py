@@ -1,6 +1,7 @@
 """The callbacks that watch a run, and the demo that uses everything."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,8 +81,22 @@ def test_validate_and_predict(eurosat):
     run = Trainer(accelerator='cpu', logger=False, enable_progress_bar=False)
     task = LeJEPA(['rgb'])
     assert run.validate(task, data, verbose=False)[0]['val_loss'] > 0
+    assert run.test(task, data, verbose=False)[0]['test_loss'] > 0
+    assert len(data.test_dataset) == 12
     embeddings = torch.cat(run.predict(task, data))
     assert embeddings.shape == (12, 128) and embeddings.isfinite().all()
+
+
+def test_every_verb_runs_from_the_command_line(eurosat, capfd):
+    words = [
+        '--config', str(Path(__file__).parent.parent / 'configs/lejepa_eurosat_rgb.yaml'),
+        f'--data.root={eurosat}', '--data.batch_size=4', '--trainer.accelerator=cpu',
+        '--trainer.logger=false', '--trainer.callbacks=[]', '--trainer.limit_val_batches=1.0',
+        '--trainer.enable_progress_bar=false',
+    ]  # fmt: skip
+    for verb, printed in (('validate', 'val_loss'), ('test', 'test_loss'), ('predict', '')):
+        assert main([verb, *words]) == 0
+        assert printed in capfd.readouterr().out
 
 
 def test_validate_and_predict_on_rasters(tmp_path, write_raster):

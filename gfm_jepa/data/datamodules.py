@@ -80,10 +80,14 @@ class EuroSATRGBDataModule(PretrainDataModule):
         self.split_lists = split_lists
         self.train_dataset: EuroSATRGB
         self.val_dataset: EuroSATRGB
+        self.test_dataset: EuroSATRGB
 
     def setup(self, stage: str) -> None:
         """Read the lists and decode the images, once."""
-        if not hasattr(self, 'train_dataset'):
+        if stage == 'test':
+            if not hasattr(self, 'test_dataset'):
+                self.test_dataset = EuroSATRGB(self.root, 'test', self.split_lists)
+        elif not hasattr(self, 'train_dataset'):
             self.train_dataset = EuroSATRGB(self.root, 'train', self.split_lists)
             self.val_dataset = EuroSATRGB(self.root, 'val', self.split_lists)
 
@@ -93,9 +97,14 @@ class EuroSATRGBDataModule(PretrainDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation list, in order."""
-        return DataLoader(
-            self.val_dataset, batch_size=self.batch_size, num_workers=self.num_workers
-        )
+        return self._in_order(self.val_dataset)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The test list, in order."""
+        return self._in_order(self.test_dataset)
+
+    def _in_order(self, dataset: EuroSATRGB) -> DataLoader[Any]:
+        return DataLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The validation list, in order."""

@@ -196,9 +196,15 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Log the loss of held-out chips; never used to choose a model."""
-        loss = self.compute_loss(batch, batch_idx)
+        self._log_held_out('val_loss', batch, batch_idx)
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Log the loss of the test chips."""
+        self._log_held_out('test_loss', batch, batch_idx)
+
+    def _log_held_out(self, name: str, batch: Mapping[str, Any], batch_idx: int) -> None:
         size = len(next(v for v in batch.values() if isinstance(v, Tensor)))
-        self.log('val_loss', loss, batch_size=size, sync_dist=True)
+        self.log(name, self.compute_loss(batch, batch_idx), batch_size=size, sync_dist=True)
 
     def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """The method's loss of one batch."""

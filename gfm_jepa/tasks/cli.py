@@ -64,7 +64,7 @@ class GfmJepaCLI(LightningCLI):
                 'The schedules need to know the length of the run; set trainer.max_steps or '
                 'trainer.max_epochs (trainer.max_time may stop it earlier).'
             )
-        self._look('fit', 'train_dataset')
+        self._look('fit', 'train')
 
     def after_fit(self) -> None:
         """Say where the weights are."""
@@ -75,23 +75,23 @@ class GfmJepaCLI(LightningCLI):
 
     def before_validate(self) -> None:
         """Look before anything is written."""
-        self._look('validate', 'val_dataset')
+        self._look('validate', 'val')
 
     def before_test(self) -> None:
         """Look before anything is written."""
-        self._look('test', 'val_dataset')
+        self._look('test', 'test')
 
     def before_predict(self) -> None:
         """Look before anything is written."""
-        self._look('predict', 'val_dataset')
+        self._look('predict', 'predict')
 
-    def _look(self, stage: str, dataset: str) -> None:
+    def _look(self, stage: str, part: str) -> None:
         """Set the data up, put one sample past the encoder, and open the checkpoint."""
         path = self.config[stage].get('ckpt_path')
         if path and path not in ('last', 'best', 'hpc', 'registry'):
             load_checkpoint(Path(path))
         self.datamodule.setup(stage)
-        sample = getattr(self.datamodule, dataset)[0]
+        sample = getattr(self.datamodule, f'{part}_dataloader')().dataset[0]
         batch = {k: v[None] if isinstance(v, Tensor) else v for k, v in sample.items()}
         self.model.encoder.layout(batch)
 
