@@ -180,10 +180,11 @@ class PatchEmbed(nn.Module):
         """
         grid = self.grid(tuple(x.shape))
         self._check_unit(x)
-        valid = self.valid_patches(x)
+        complete = all_finite(x)
+        valid = self._valid_patches(x, complete)
         # One pass over the pixels, not two: (x - mean) / std.
         normalised = torch.addcmul(-self.mean / self.std, x.float(), 1 / self.std)
-        if not all_finite(x):
+        if not complete:
             normalised.nan_to_num_(0.0, 0.0, 0.0)
         return self.stem(normalised) + self.place(grid, gsd), valid
 
@@ -194,7 +195,10 @@ class PatchEmbed(nn.Module):
 
     def valid_patches(self, x: Tensor) -> Tensor:
         """Which patches of (B, C, H, W) have enough valid values: (B, N) boolean."""
-        if all_finite(x):
+        return self._valid_patches(x, all_finite(x))
+
+    def _valid_patches(self, x: Tensor, complete: bool) -> Tensor:
+        if complete:
             grid = self.grid(tuple(x.shape))
             return torch.ones(len(x), grid[0] * grid[1], dtype=torch.bool, device=x.device)
         there = x.isfinite().float().mean(dim=1, keepdim=True)
