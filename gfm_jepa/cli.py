@@ -5,9 +5,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from .data.chips import ChipFilter
 
 LIGHTNING_VERBS = ('fit', 'validate', 'test', 'predict')
 
@@ -16,6 +20,9 @@ USAGE = f"""gfm-jepa {__version__}: JEPA pretraining on any rasters
   gfm-jepa fit --config configs/ijepa_rasters.yaml --data.paths=[my_rasters/]
   gfm-jepa validate | test | predict --config ... --ckpt_path ...     (LightningCLI)
   gfm-jepa probe WEIGHTS --dataset eurosat-rgb-spatial --root DIR     frozen features: kNN, linear
+  gfm-jepa index PATH... -o chips.parquet                             a table of chips, with splits
+  gfm-jepa cache PATH... -o chips.zarr                                chips, read once
+  gfm-jepa explore PATH... -o FOLDER                                  a page of what they hold
   gfm-jepa stats PATH... --name my_sensor -o my_sensor.yaml           mean and std per band
   gfm-jepa demo                                                       the whole way on made-up tiles
 
@@ -109,6 +116,117 @@ def _stats(words: list[str]) -> None:
         print(text, end='')
 
 
+def _index(words: list[str]) -> None:
+    """A table of the chips of any rasters."""
+    parser = argparse.ArgumentParser(
+        'gfm-jepa index', description='Write a GeoParquet of chips: footprint, file, window, '
+        'modality, gsd, CRS, time, valid and cloud share, and perhaps splits that share no ground. '
+        'A call that was broken off goes on where it was.',
+    )  # fmt: skip
+    _add_raster_arguments(parser)
+    parser.add_argument('-o', '--output', type=Path, required=True, help='GeoParquet to write')
+    parser.add_argument('--bands', nargs='+', help='band names of all rasters, if they name none')
+    parser.add_argument('--nodata', type=float, help='value of "not there", if there is no tag')
+    parser.add_argument('--split', help='blocks, longitude, or a column whose values stay together')
+    parser.add_argument('--block-size', type=float, default=10_000.0, help='metres')
+    parser.add_argument('--shares', type=float, nargs=3, default=(0.6, 0.2, 0.2),
+                        help='of train, val, test')  # fmt: skip
+    parser.add_argument('--seed', type=int, default=0, help='of the blocks')
+    parser.add_argument('--map', type=Path, help='PNG of the splits; beside the index by default')
+    args = parser.parse_args(words)
+    from .data.index import IndexSettings, modalities_of, write_index
+    from .data.sidecars import Facts
+    from .data.splits import SplitRule, draw_splits
+
+    rule = SplitRule(args.split, args.block_size, tuple(args.shares), args.seed) if (
+        args.split) else None  # fmt: skip
+    settings = IndexSettings(
+        modalities_of(args.modalities), args.chip_size, args.stride,
+        Facts(bands=tuple(args.bands) if args.bands else None, nodata=args.nodata),
+        _filter(args), rule,
+    )  # fmt: skip
+    print(write_index(args.paths, args.output, settings))
+    if rule is not None:
+        import geopandas
+
+        picture = args.map or args.output.with_suffix('.png')
+        draw_splits(geopandas.read_parquet(args.output), picture)
+        print(f'map of the splits: {picture}')
+
+
+def _cache(words: list[str]) -> None:
+    """Chips, read once."""
+    parser = argparse.ArgumentParser(
+        'gfm-jepa cache', description='Write chips once into sharded zarr 3, float32, so that '
+        'training reads them fast: give the folder as data.paths. A call that was broken off goes '
+        'on where it was.',
+    )  # fmt: skip
+    _add_raster_arguments(parser)
+    parser.add_argument('-o', '--output', type=Path, required=True, help='zarr folder to write')
+    parser.add_argument('--patch-size', type=int, default=8, help='of the encoder, pixels')
+    parser.add_argument('--num-dates', type=int, default=1, help='dates of a sample; 0 is all')
+    parser.add_argument('--split', help='name of the split to take from an index')
+    parser.add_argument('--num-workers', type=int, default=0, help='processes that read')
+    args = parser.parse_args(words)
+    from dataclasses import replace
+
+    from .data.caches import write_cache
+    from .data.index import modalities_of
+    from .data.rasters import Rasters
+
+    rasters = Rasters(
+        args.paths, modalities_of(args.modalities), args.chip_size, args.stride, args.patch_size,
+        args.num_dates, replace(_filter(args), split=args.split),
+    )  # fmt: skip
+    print(rasters.report())
+    print(write_cache(rasters, args.output, args.num_workers))
+
+
+def _explore(words: list[str]) -> None:
+    """A look at any rasters."""
+    parser = argparse.ArgumentParser(
+        'gfm-jepa explore', description='Look at rasters before pretraining: statistics beside the '
+        'stated ones, histograms, example chips, valid and cloud shares, footprints, quicklooks, '
+        'and what is left out: one HTML page that needs no network, and its figures as PNG.',
+    )  # fmt: skip
+    _add_raster_arguments(parser)
+    parser.add_argument('-o', '--output', type=Path, required=True, help='folder to write')
+    parser.add_argument('--patch-size', type=int, default=8, help='of the encoder, pixels')
+    parser.add_argument('--chips', type=int, default=64, help='most chips to read per modality')
+    parser.add_argument('--seed', type=int, default=0, help='of the chips that are drawn')
+    args = parser.parse_args(words)
+    from .data.index import modalities_of
+    from .evaluation.explore import explore
+    from .evaluation.explore_survey import SurveySettings
+
+    settings = SurveySettings(
+        args.chip_size, args.stride, args.patch_size, _filter(args), args.chips, args.seed
+    )
+    print(explore(args.paths, args.output, modalities_of(args.modalities), settings))
+
+
+def _add_raster_arguments(parser: argparse.ArgumentParser) -> None:
+    """What index and cache have in common."""
+    parser.add_argument('paths', nargs='+', help='rasters, folders, URLs; NAME=PATH states what')
+    parser.add_argument(
+        '--modalities', nargs='+', default=(), help='names or YAML; known by default'
+    )
+    parser.add_argument('--chip-size', type=int, default=96, help='pixels')
+    parser.add_argument('--stride', type=int, help='pixels; chip-size by default')
+    parser.add_argument('--min-valid', type=float, default=0.25, help='lowest share with data')
+    parser.add_argument('--max-cloud', type=float, default=1.0, help='highest share under cloud')
+    parser.add_argument('--start', help='first day, such as 2019-06-01')
+    parser.add_argument('--end', help='last day')
+    parser.add_argument('--area', help='GeoJSON of the area of interest')
+
+
+def _filter(args: argparse.Namespace) -> 'ChipFilter':
+    """What the command line says of the chips to take."""
+    from .data.chips import ChipFilter
+
+    return ChipFilter(args.min_valid, args.max_cloud, args.start, args.end, args.area)
+
+
 def _demo(words: list[str]) -> None:
     """The whole way on made-up landscapes."""
     parser = argparse.ArgumentParser(
@@ -123,7 +241,8 @@ def _demo(words: list[str]) -> None:
     demo(args.output, steps=args.steps, places=args.places)
 
 
-_VERBS = {'probe': _probe, 'stats': _stats, 'demo': _demo}
+_VERBS = {'probe': _probe, 'index': _index, 'cache': _cache, 'stats': _stats, 'demo': _demo,
+          'explore': _explore}  # fmt: skip
 
 if __name__ == '__main__':
     sys.exit(main())

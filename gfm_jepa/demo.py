@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from .data.datamodules import RastersDataModule
-from .data.labels import LULC, MajorityLabels
+from .data.labels import MajorityLabels
 from .data.landscapes import CLASSES
 from .data.rasters import Rasters
 from .data.synthetic import SyntheticLandscapes
@@ -19,7 +19,7 @@ from .evaluation.baselines import ImageStatistics, random_init
 from .evaluation.features import extract_features
 from .evaluation.plots import confusion_matrix, learning_curve, save
 from .evaluation.probes import knn_probe, linear_probe, write_rows
-from .modalities import resolve_all
+from .modalities import LULC, resolve_all
 from .models.hub import from_pretrained
 from .tasks import CollapseGuard, EncoderConfig, LeJEPA, OptimizerConfig
 from .views import Views

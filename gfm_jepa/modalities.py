@@ -30,6 +30,13 @@ class Modality:
         valid_range: Lowest and highest plausible value in `unit`; input outside it warns.
         nodata: Value that means "not there" in all bands of files that carry no nodata tag.
         aliases: File or folder names by which archives call it (``S2L2A.tif``).
+        common_names: STAC's common name of each band (``blue``), by which files may call it.
+        quantification: Values in `unit` for one unit of a file that states scale and offset, such
+            as 10000 where the file's scale makes reflectances of 0..1.
+        added_offset: What some archives add to the values and `unit` leaves out (Sentinel-2
+            processing baseline 04.00: 1000).
+        dark_band: Band that is near 0 without `added_offset`, so that data shows whether it is in.
+        categorical: Whether values are class numbers, which are never averaged.
 
     Raises:
         InputError: If there is no band, a band comes twice, gsd is not positive, or statistics
@@ -46,10 +53,15 @@ class Modality:
     valid_range: tuple[float, float] | None = None
     nodata: float | None = None
     aliases: tuple[str, ...] = ()
+    common_names: tuple[str, ...] = ()
+    quantification: float = 1.0
+    added_offset: float = 0.0
+    dark_band: str | None = None
+    categorical: bool = False
 
     def __post_init__(self) -> None:
         """Bring YAML lists to tuples and refuse what cannot be right."""
-        for key in ('bands', 'mean', 'std', 'valid_range', 'aliases'):
+        for key in ('bands', 'mean', 'std', 'valid_range', 'aliases', 'common_names'):
             value = getattr(self, key)
             if isinstance(value, list):
                 object.__setattr__(self, key, tuple(value))
@@ -65,6 +77,11 @@ class Modality:
             raise InputError(
                 f'Modality {self.name!r} has {len(self.bands)} bands, {len(self.mean)} means and '
                 f'{len(self.std)} standard deviations; give one of each per band.'
+            )
+        if self.common_names and len(self.common_names) != len(self.bands):
+            raise InputError(
+                f'Modality {self.name!r} has {len(self.bands)} bands and {len(self.common_names)} '
+                f'common_names; give one per band, empty where there is none.'
             )
         if any(not s > 0 for s in self.std):
             raise InputError(
@@ -105,7 +122,12 @@ S2_L1C = Modality(
     source=_SSL4EO,
     valid_range=(0.0, 30000.0),
     nodata=0.0,
-    aliases=('S2L1C', 'S2_L1C', 'L1C'),
+    aliases=('S2L1C', 'S2_L1C', 'L1C', 'MSIL1C'),
+    common_names=('coastal', 'blue', 'green', 'red', 'rededge071', 'rededge075', 'rededge078',
+                  'nir', 'nir08', 'nir09', 'cirrus', 'swir16', 'swir22'),
+    quantification=10000.0,
+    added_offset=1000.0,
+    dark_band='B10',  # cirrus: water vapour lets nothing through from the ground
 )  # fmt: skip
 
 S2_L2A = Modality(
@@ -120,7 +142,11 @@ S2_L2A = Modality(
     source=_SSL4EO,
     valid_range=(0.0, 30000.0),
     nodata=0.0,
-    aliases=('S2L2A', 'S2_L2A', 'L2A', 'sentinel2'),
+    aliases=('S2L2A', 'S2_L2A', 'L2A', 'MSIL2A', 'sentinel2'),
+    common_names=('coastal', 'blue', 'green', 'red', 'rededge071', 'rededge075', 'rededge078',
+                  'nir', 'nir08', 'nir09', 'swir16', 'swir22'),
+    quantification=10000.0,
+    added_offset=1000.0,
 )  # fmt: skip
 
 S1 = Modality(
@@ -158,6 +184,21 @@ LANDSAT8 = Modality(
     valid_range=(0.0, 20000.0),
     nodata=0.0,
     aliases=('landsat8', 'L8', 'LC08'),
+    common_names=('coastal', 'blue', 'green', 'red', 'nir08', 'swir16', 'swir22', 'pan', 'cirrus'),
+    quantification=10000.0,
+)
+
+LANDSAT7 = Modality(
+    name='landsat7',
+    bands=('B1', 'B2', 'B3', 'B4', 'B5', 'B7'),
+    gsd=30.0,
+    unit='8-bit digital number, 0..255',
+    mean=(85.4795, 67.7634, 65.2422, 58.8001, 66.6167, 49.6521),
+    std=(14.0733, 12.9906, 15.7659, 15.8272, 26.0879, 22.1672),
+    source=_COMPUTED + 'three Landsat 7 images of Olinda and Taizhou, 442848 pixels',
+    valid_range=(0.0, 255.0),
+    aliases=('landsat7', 'L7', 'LE07'),
+    common_names=('blue', 'green', 'red', 'nir08', 'swir16', 'swir22'),
 )
 
 NAIP = Modality(
@@ -193,12 +234,33 @@ DEM = Modality(
     std=(928.168,),
     source='TerraMesh (Blumenstiel et al., 2025), its DEM, as printed in code that reads it',
     valid_range=(-500.0, 9000.0),
-    aliases=('DEM', 'DTM', 'elevation'),
+    aliases=('DEM', 'DTM', 'DSM', 'elevation'),
+)
+
+LULC = Modality(
+    name='lulc',
+    bands=('lulc',),
+    gsd=10.0,
+    unit='class number',
+    aliases=('LULC', 'landcover'),
+    categorical=True,
+)
+
+# What feeds no model: only its share of a chip counts.
+CLOUD_MASK = Modality(
+    name='cloud_mask',
+    bands=('cloud',),
+    gsd=10.0,
+    unit='0 clear, anything else cloud',
+    aliases=('CLOUDMASK', 'cloud_mask', 'CLM'),
+    categorical=True,
 )
 
 MODALITIES: Mapping[str, Modality] = {
-    m.name: m for m in (S2_L1C, S2_L2A, S1, RGB, LANDSAT8, NAIP, NDVI, DEM)
+    m.name: m for m in (S2_L2A, S2_L1C, LANDSAT8, LANDSAT7, NAIP, RGB, S1, NDVI, DEM)
 }
+# Rasters of labels: indexed and read like the others, but nothing embeds them.
+LABELS: Mapping[str, Modality] = {LULC.name: LULC}
 
 
 def resolve(spec: 'Modality | str | Mapping[str, Any]') -> Modality:
@@ -219,8 +281,8 @@ def resolve(spec: 'Modality | str | Mapping[str, Any]') -> Modality:
     if isinstance(spec, Modality):
         return spec
     if isinstance(spec, str):
-        if spec in MODALITIES:
-            return MODALITIES[spec]
+        if spec in MODALITIES or spec in LABELS:
+            return MODALITIES.get(spec) or LABELS[spec]
         if Path(spec).suffix in ('.yaml', '.yml'):
             return _from_yaml(Path(spec))
         raise InputError(
@@ -236,6 +298,8 @@ def resolve(spec: 'Modality | str | Mapping[str, Any]') -> Modality:
         raise InputError(f'A modality needs a name; got the fields {", ".join(spec)}.')
     base = MODALITIES.get(spec['name'])
     if base is not None:
+        if 'bands' in spec:  # other bands have other names
+            base = replace(base, common_names=(), dark_band=None)
         return replace(base, **spec)
     if missing := {'bands', 'gsd', 'unit'} - set(spec):
         raise InputError(

@@ -18,6 +18,33 @@ from .modalities import Modality
 Rasters = Mapping[str, Tensor]
 
 
+def pick_dates(rasters: Rasters, count: int, generator: torch.Generator) -> list[dict[str, Tensor]]:
+    """Choose dates for views, different ones for each as long as there are enough.
+
+    Args:
+        rasters: By modality, (B, T, C, H, W) with dates or (B, C, H, W) without.
+        count: Views to choose for.
+        generator: Source of randomness, on the CPU.
+
+    Returns:
+        For each view, (B, C, H, W) by modality: one date of each sample, the same in all dated
+        modalities, and one at which it has data if there is any.
+    """
+    dated = [x for x in rasters.values() if x.ndim == 5]
+    if not dated:
+        return [dict(rasters)] * count
+    there = torch.stack([x.isfinite().flatten(2).any(dim=2).cpu() for x in dated]).any(dim=0)
+    # In random order, the empty dates last.
+    order = (torch.rand(there.shape, generator=generator) + 2.0 * ~there).argsort(dim=1)
+    number = there.sum(dim=1).clamp(min=1)
+    rows = torch.arange(len(there))
+    views = []
+    for i in range(count):
+        date = order[rows, i % number]
+        views.append({k: x[rows, date] if x.ndim == 5 else x for k, x in rasters.items()})
+    return views
+
+
 def random_windows(
     batch_size: int, scale: tuple[float, float], generator: torch.Generator
 ) -> Tensor:
@@ -173,7 +200,8 @@ class Views:
         """Make the views of a batch, those of one kind joined along the batch axis.
 
         Args:
-            batch: (B, C, H, W) by modality, and perhaps ``gsd``.
+            batch: (B, C, H, W) by modality, or (B, T, C, H, W) with dates, of which each view
+                shows one; and perhaps ``gsd``.
             modalities: By name; what is not among them is left out.
             patch_sizes: Side of a patch, pixels, by modality.
             generator: Source of randomness, on the CPU.
@@ -194,7 +222,8 @@ class Views:
             if not count:
                 continue
             sizes = {n: _size(x, fraction, patch_sizes[n]) for n, x in rasters.items()}
-            repeated = {n: x.repeat(count, 1, 1, 1) for n, x in rasters.items()}
+            dates = pick_dates(rasters, count, generator)
+            repeated = {n: torch.cat([d[n] for d in dates]) for n in rasters}
             length = len(next(iter(repeated.values())))
             view = cut(repeated, random_windows(length, scale, generator), sizes)
             if self.gain or self.offset:

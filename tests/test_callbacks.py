@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from gfm_jepa import InputError, from_pretrained
 from gfm_jepa.cli import main
 from gfm_jepa.data import EuroSATRGBDataModule, RastersDataModule
-from gfm_jepa.data.labels import LULC, MajorityLabels
+from gfm_jepa.data.labels import MajorityLabels
 from gfm_jepa.data.rasters import Rasters
+from gfm_jepa.modalities import LULC
 from gfm_jepa.tasks import IJEPA, CollapseGuard, LeJEPA, OnlineKNN
 
 

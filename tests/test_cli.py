@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from rasterio.errors import RasterioIOError
 
+from gfm_jepa import InputError
 from gfm_jepa.cli import main
+from gfm_jepa.data.raster_files import RasterFile
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
 
@@ -136,7 +137,10 @@ def test_every_config_parses_and_says_what_it_is_for(path):
     assert path.read_text().startswith('# ')
     content = yaml.safe_load(path.read_text())
     assert content['seed_everything'] == 0
-    required = {'EuroSATRGBDataModule': '--data.root=x', 'RastersDataModule': '--data.paths=[x]'}
+    required = {
+        'EuroSATRGBDataModule': '--data.root=x', 'SSL4EOS12DataModule': '--data.root=x',
+        'RastersDataModule': '--data.paths=[x]',
+    }  # fmt: skip
     name = content['data']['class_path'].rpartition('.')[2]
     command = [sys.executable, '-m', 'gfm_jepa.cli', 'fit', '--config', str(path), required[name]]
     done = subprocess.run([*command, '--print_config'], capture_output=True, text=True)
@@ -150,36 +154,21 @@ def test_help_and_version(capfd):
 
 
 def test_an_error_in_a_reading_process_is_one_sentence(capfd, tmp_path, write_raster, monkeypatch):
-    path = write_raster(tmp_path / 'S2L2A.tif', 12, (96, 192))
-    monkeypatch.setattr(
-        'gfm_jepa.data.raster_files.RasterFile.open', lambda self, grid=None: _Broken(path)
-    )
+    write_raster(tmp_path / 'S2L2A.tif', 12, (96, 192))
+    read = RasterFile.read
+
+    def broken(self, source, window=None, shape=None):
+        if torch.utils.data.get_worker_info() is not None:
+            raise InputError(f'{self.path} cannot be read (it broke).')
+        return read(self, source, window, shape)
+
+    monkeypatch.setattr(RasterFile, 'read', broken)
     words = fit(f'--data.paths=[{tmp_path}]', '--data.num_workers=1', '--data.batch_size=1',
                 '--trainer.max_steps=1', '--trainer.accelerator=cpu',
                 '--trainer.log_every_n_steps=1')  # fmt: skip
     assert main(list(words)) == 2
     error = capfd.readouterr().err
     assert 'Traceback' not in error and 'S2L2A.tif cannot be read' in error.splitlines()[-1]
-
-
-class _Broken:
-    """A file that opens, shows its valid pixels, and breaks in a reading process."""
-
-    width, height = 192, 96
-
-    def __init__(self, path):
-        self.path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def read(self, ids, window, out_shape):
-        if torch.utils.data.get_worker_info() is not None:
-            raise RasterioIOError('it broke')
-        return np.ones(out_shape or (len(ids), int(window.height), int(window.width)))
 
 
 def test_demo_refuses_too_few_places(fails):

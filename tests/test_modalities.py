@@ -6,7 +6,8 @@ from gfm_jepa.modalities import resolve, resolve_all
 
 
 def test_constants_are_complete():
-    assert set(MODALITIES) == {'s2_l1c', 's2_l2a', 's1', 'rgb', 'landsat8', 'naip', 'ndvi', 'dem'}
+    assert set(MODALITIES) == {'s2_l1c', 's2_l2a', 's1', 'rgb', 'landsat8', 'landsat7',
+                               'naip', 'ndvi', 'dem'}  # fmt: skip
     for modality in MODALITIES.values():
         assert modality.require_statistics() is modality
         assert modality.source and modality.unit and modality.valid_range
@@ -31,7 +32,7 @@ def test_a_known_name_with_changes():
 @pytest.mark.parametrize(
     ('spec', 'message'),
     [
-        ('s3', 'Unknown modality .s3.: expected one of s2_l1c'),
+        ('s3', 'Unknown modality .s3.: expected one of s2_l2a'),
         ('nothing.yaml', 'There is no modality file'),
         ({'name': 'x', 'bands': ['a'], 'gsd': 1}, 'lacks unit'),
         ({'name': 'x', 'band': ['a']}, "field 'band' is unknown"),

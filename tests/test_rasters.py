@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import rasterio
@@ -64,7 +66,7 @@ def test_other_grids_and_crs_agree_to_half_a_pixel(tmp_path, write_raster, shift
         tmp_path / 'other/b.tif', values=values, dtype='float32', gsd=gsd, origin=origin, epsg=32632
     )
     data = Rasters([tmp_path], [fine, other], chip_size=96)
-    assert len(data.places) == 1
+    assert len(data.places[0].layers) == 2 and len(data.places[0].corners) == 1
     sample = data[0]
     own = sample['gsd']['other']
     line = (torch.arange(sample['other'].shape[1]) + 0.5) * own
@@ -79,7 +81,7 @@ def test_geographic_crs_with_unequal_steps_becomes_metres(tmp_path, write_raster
         tmp_path / 's2.tif', 3, (200, 200), gsd=(0.00013, 0.00009), origin=(15.0, 45.0), epsg=4326
     )
     data = Rasters([tmp_path], [S2], chip_size=64)
-    file = data.places[0].layers[0].file
+    file = data.places[0].layers[0].files[0]
     assert file.warped and file.grid.crs.to_epsg() == 32633
     assert 9 < data[0]['gsd']['s2'] < 11
     assert '(warped)' in data.report()
@@ -126,7 +128,7 @@ def test_broken_files_are_named_and_left_out(tmp_path, write_raster):
     write_raster(tmp_path / 'nowhere/s2.tif', 3, epsg=None)
     write_raster(tmp_path / 'other/landcover.tif', 1)
     data = Rasters([tmp_path], [S2], chip_size=64)
-    reasons = {path.parent.name: reason for path, reason in data.left_out}
+    reasons = {Path(path).parent.name: reason for path, reason in data.left_out}
     assert set(reasons) == {'cut', 'empty', 'void', 'nowhere', 'other'}
     assert 'truncated' in reasons['cut'] and 'nodata' in reasons['void']
     assert 'no CRS' in reasons['nowhere'] and 'cannot be opened' in reasons['empty']

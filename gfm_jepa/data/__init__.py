@@ -3,5 +3,14 @@
 from .datamodules import EuroSATRGBDataModule, RastersDataModule
 from .eurosat import EuroSATRGB
 from .rasters import Rasters
+from .ssl4eo import SSL4EOS12
+from .ssl4eo_datamodule import SSL4EOS12DataModule
 
-__all__ = ['EuroSATRGB', 'EuroSATRGBDataModule', 'Rasters', 'RastersDataModule']
+__all__ = [
+    'SSL4EOS12',
+    'EuroSATRGB',
+    'EuroSATRGBDataModule',
+    'Rasters',
+    'RastersDataModule',
+    'SSL4EOS12DataModule',
+]

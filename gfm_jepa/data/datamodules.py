@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
@@ -10,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
 from ..modalities import resolve_all
+from .caches import CachedChips, is_cache
+from .chips import ChipFilter
 from .eurosat import EuroSATRGB
 from .rasters import Rasters, collate
 from .samplers import GroupBatchSampler, OrderedBatchSampler, ResumableLoader
@@ -115,16 +119,22 @@ class EuroSATRGBDataModule(PretrainDataModule):
         return self.train_dataset, self.val_dataset
 
 
+type Chips = Rasters | CachedChips
+
+
 class RastersDataModule(PretrainDataModule):
-    """Chips from folders of rasters: mixed CRS, resolutions, modalities and gaps.
+    """Chips from rasters: mixed CRS, resolutions, modalities and gaps.
 
     Args:
-        paths: Files or folders, searched recursively; ``name=path`` says which modality is there.
+        paths: Files, folders and URLs (``name=path`` says which modality is there), one index
+            (``gfm-jepa index``), or one cache (``gfm-jepa cache``).
         modalities: Which to read, the candidates for a place's anchor first.
-        val_paths: Files or folders of other places, for validation.
-        chip_size: Side of a chip, pixels of the anchor.
+        val_paths: Other places, for validation; by default the ``val`` split of an index.
+        chip_size: Side of a chip, pixels of the anchor; an index or a cache has its own.
         stride: Anchor pixels from one training chip to the next; a quarter chip by default.
         patch_size: Of the encoder, pixels; chips of other gsd are multiples of it wide.
+        num_dates: Dates of a place that a sample holds; 1 makes each a sample, 0 takes all.
+        keep: Which chips to take.
         samples_per_epoch: Chips drawn for one epoch; all by default.
         batch_size: Samples of a batch on one rank.
         num_workers: Processes that read.
@@ -139,6 +149,8 @@ class RastersDataModule(PretrainDataModule):
         chip_size: int = 96,
         stride: int | None = None,
         patch_size: int = 8,
+        num_dates: int = 1,
+        keep: ChipFilter = ChipFilter(),
         samples_per_epoch: int | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
@@ -146,49 +158,63 @@ class RastersDataModule(PretrainDataModule):
     ) -> None:
         super().__init__(modalities, batch_size, num_workers)
         self.paths, self.val_paths = list(paths), list(val_paths)
-        self.chip_size, self.patch_size, self.strict = chip_size, patch_size, strict
+        self.chip_size, self.patch_size, self.num_dates = chip_size, patch_size, num_dates
         self.stride = stride or max(chip_size // 4, 1)
+        self.keep, self.strict = keep, strict
         self.samples_per_epoch = samples_per_epoch
-        self.train_dataset: Rasters
-        self.val_dataset: Rasters
+        self.train_dataset: Chips
+        self.val_dataset: Chips
+        self.test_dataset: Chips
 
     def setup(self, stage: str) -> None:
-        """Scan the folders, and print what feeds what."""
+        """Scan the folders, or read the index, and print what feeds what."""
+        split = [Path(p).suffix for p in self.paths] == ['.parquet'] and not self.val_paths
         if stage == 'fit' and not hasattr(self, 'train_dataset'):
-            self.train_dataset = self._rasters(self.paths, self.stride)
-            rank_zero_info(self.train_dataset.report())
-        if stage != 'fit' and not self.val_paths:
-            raise InputError('There is nothing to validate on; set data.val_paths to other places.')
-        if self.val_paths and not hasattr(self, 'val_dataset'):
-            self.val_dataset = self._rasters(self.val_paths, self.chip_size)
-            rank_zero_info(self.val_dataset.report())
+            self.train_dataset = self._open(self.paths, self.stride, 'train' if split else None)
+        if stage == 'test' and split and not hasattr(self, 'test_dataset'):
+            self.test_dataset = self._open(self.paths, self.chip_size, 'test')
+        elif stage != 'fit' or self.val_paths:
+            if not self.val_paths and not split:
+                raise InputError(
+                    'There is nothing to validate on; set data.val_paths to other places.'
+                )
+            if not hasattr(self, 'val_dataset'):
+                paths = self.val_paths or self.paths
+                self.val_dataset = self._open(paths, self.chip_size, 'val' if split else None)
 
     def train_dataloader(self) -> ResumableLoader:
-        """Batches of one group each: the same modalities, sizes and gsd."""
+        """Batches of one group each: the same modalities, sizes, gsd and dates."""
         groups = self.train_dataset.groups()
         return self.train_loader(self.train_dataset, groups, self.samples_per_epoch, collate)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Chips of `val_paths` side by side, in order; none without such paths."""
-        if not self.val_paths:
-            return []
-        batches = OrderedBatchSampler(self.val_dataset.groups(), self.batch_size)
-        return DataLoader(
-            self.val_dataset,
-            batch_sampler=batches,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-        )
+        return self._in_order(self.val_dataset) if hasattr(self, 'val_dataset') else []
 
     def test_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """As `val_dataloader`."""
-        return self.val_dataloader()
+        """The ``test`` split of an index; else as `val_dataloader`."""
+        has_test = hasattr(self, 'test_dataset')
+        return self._in_order(self.test_dataset) if has_test else self.val_dataloader()
 
     def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
         """As `val_dataloader`."""
         return self.val_dataloader()
 
-    def _rasters(self, paths: Sequence[str], stride: int) -> Rasters:
-        return Rasters(
-            paths, self.modalities, self.chip_size, stride, self.patch_size, strict=self.strict
+    def _in_order(self, dataset: Chips) -> DataLoader[Any]:
+        batches = OrderedBatchSampler(dataset.groups(), self.batch_size)
+        return DataLoader(
+            dataset, batch_sampler=batches, num_workers=self.num_workers, collate_fn=collate
         )
+
+    def _open(self, paths: Sequence[str], stride: int, split: str | None) -> Chips:
+        """Rasters, an index, or a cache; said in a table."""
+        dataset: Chips
+        if len(paths) == 1 and is_cache(Path(paths[0])):
+            dataset = CachedChips(paths[0], self.modalities)
+        else:
+            dataset = Rasters(
+                paths, self.modalities, self.chip_size, stride, self.patch_size, self.num_dates,
+                replace(self.keep, split=self.keep.split or split), self.strict,
+            )  # fmt: skip
+        rank_zero_info(dataset.report())
+        return dataset

@@ -6,10 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..modalities import Modality
 from .rasters import Rasters
-
-LULC = Modality('lulc', ('lulc',), 10.0, 'class number', aliases=('LULC', 'landcover'))
 
 
 class MajorityLabels(Dataset[dict[str, Any]]):

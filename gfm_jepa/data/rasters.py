@@ -1,16 +1,14 @@
-"""Chips from folders of rasters: modalities joined on the ground, each at its own gsd."""
+"""Chips from rasters: modalities joined on the ground, each at its own gsd."""
 
-import math
 import os
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -18,58 +16,36 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..modalities import Modality
-from .raster_files import UNRECOGNISED, Grid, RasterFile, find_files, open_file
+from .chips import ChipFilter, FileChips, LeftOut, scan
+from .finding import find_rasters
+from .grids import Grid
+from .index import read_index
+from .places import Layer, Place, join
+from .raster_files import Float, RasterFile, Source, gdal
+from .recognition import UNRECOGNISED
 
-
-@dataclass(frozen=True)
-class Layer:
-    """One modality of a place: its file on a grid that the place's chips cut into whole pixels.
-
-    Attributes:
-        file: Where it is read from.
-        grid: That it is warped to, or None if its own fits.
-        size: Pixels of a chip's side.
-        step: Anchor pixels that one pixel of this layer covers.
-        shift: Column and row of the anchor's corner in this layer.
-        gsd: Metres per pixel as it is delivered.
-    """
-
-    file: RasterFile
-    grid: Grid | None
-    size: int
-    step: float
-    shift: tuple[int, int]
-    gsd: float
-
-
-@dataclass(frozen=True)
-class Place:
-    """A piece of ground, and the layers that show it; the first is the anchor."""
-
-    layers: tuple[Layer, ...]
-    corners: tuple[tuple[int, int], ...]  # row and column of each chip, anchor pixels
-
-    @property
-    def signature(self) -> tuple[tuple[str, int, float], ...]:
-        """What samples must share to be put into one batch."""
-        return tuple((x.file.modality.name, x.size, float(f'{x.gsd:.2g}')) for x in self.layers)
+MAX_OPEN = 128  # files that a process keeps open
+RETRY_AFTER = (0.5, 2.0, 5.0)  # seconds before a remote file is read again
 
 
 class Rasters(Dataset[dict[str, Any]]):
     """Aligned chips of any rasters.
 
-    A place is an anchor file, of the earliest modality in the list that it has, and those of the
-    other modalities that show the same ground: from the same folder if there are any, else from
-    anywhere. What is in another CRS or on another grid is warped to the anchor's; geographic CRS
-    are warped to their UTM zone. Pixels without data, and beyond a raster, are NaN.
+    A place is an anchor file, of the earliest modality in the list that shows its ground, and the
+    best file of each other modality there. What is in another CRS or on another grid is warped to
+    the anchor's; geographic CRS are warped to their UTM zone. Pixels without data, and beyond a
+    raster, are NaN.
 
     Args:
-        paths: Files or folders, searched recursively; ``name=path`` says which modality is there.
+        paths: Files, folders, URLs, searched recursively (``name=path`` says which modality is
+            there), or one index that `gfm-jepa index` wrote.
         modalities: Which to read, the anchor's candidates first.
-        chip_size: Side of a chip, pixels of the anchor.
+        chip_size: Side of a chip, pixels of the anchor; an index has its own.
         stride: Anchor pixels from one chip to the next; chip_size by default.
         patch_size: Chips of modalities with another gsd are so many pixels wide, or a multiple.
-        min_valid: Share of valid anchor pixels below which a chip is left out.
+        num_dates: Dates of the anchor that a sample holds, as (T, C, H, W): with 1, each date is a
+            sample of its own without that axis; 0 takes all.
+        keep: Which chips to take.
         strict: Refuse broken files, where by default they are named and left out.
 
     Raises:
@@ -83,28 +59,31 @@ class Rasters(Dataset[dict[str, Any]]):
         chip_size: int = 96,
         stride: int | None = None,
         patch_size: int = 8,
-        min_valid: float = 0.25,
+        num_dates: int = 1,
+        keep: ChipFilter = ChipFilter(),
         strict: bool = False,
     ) -> None:
-        if chip_size % patch_size or chip_size < patch_size:
-            raise InputError(
-                f'chip_size is {chip_size} pixels, which patches of {patch_size} do not divide; '
-                f'take {max(round(chip_size / patch_size), 1) * patch_size}.'
-            )
         self.modalities = tuple(modalities)
-        self.chip_size, self.patch_size, self.min_valid = chip_size, patch_size, min_valid
+        self.chip_size, self.patch_size = chip_size, patch_size
         self.stride = stride or chip_size
-        self.left_out: list[tuple[Path, str]] = []
-        files = self._scan(paths, strict)
-        self.places = [p for group in self._join(files) if (p := self._place(group)).corners]
+        self.left_out: list[LeftOut] = []
+        index = [p for p in paths if Path(p).suffix == '.parquet']
+        if index and len(paths) > 1:
+            raise InputError(f'{index[0]} is an index; give it alone, not with other paths.')
+        if index:
+            chips, self.chip_size, self.stride = read_index(Path(index[0]), self.modalities)
+        self._check_size()
+        chips = keep.apply(chips if index else self._scan(paths, strict))
+        self.places = join(chips, [m.name for m in modalities], patch_size, num_dates)
+        self.valid_share = {c.file.path: c.valid_share for c in chips}
         self.ends = np.cumsum([len(p.corners) for p in self.places])
         if not self.places:
-            reasons = {reason for _, reason in self.left_out} or {'no chip has enough valid pixels'}
+            reasons = {why for _, why in self.left_out} or {'no chip passes the filters'}
             raise InputError(
                 f'No usable chip in {", ".join(map(str, paths))}: {len(self.left_out)} files left '
                 f'out ({"; ".join(sorted(reasons)[:3])}).'
             )
-        self._handles: OrderedDict[tuple[Path, Grid | None], Any] = OrderedDict()
+        self._handles: OrderedDict[tuple[str, Grid | None], Source] = OrderedDict()
         self._owner = os.getpid()
 
     def __len__(self) -> int:
@@ -114,24 +93,35 @@ class Rasters(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Read one chip: (C, H, W) float32 by modality, and ``gsd``, metres per pixel by modality.
 
+        With several dates, (T, C, H, W) for those modalities that have them.
+
         Raises:
             InputError: If a file cannot be read; the message names it.
         """
-        at = int(np.searchsorted(self.ends, index, side='right'))
-        place = self.places[at]
-        first = int(self.ends[at - 1]) if at else 0
-        row, col = place.corners[index - first]
+        place, at = self._locate(index)
+        row, col = place.corners[at]
         sample: dict[str, Any] = {'gsd': {}}
-        for layer in place.layers:
-            name = layer.file.modality.name
-            corner = (col / layer.step + layer.shift[0], row / layer.step + layer.shift[1])
-            window = Window(round(corner[0]), round(corner[1]), layer.size, layer.size)
-            sample[name] = torch.from_numpy(layer.file.read(self._handle(layer), window))
-            sample['gsd'][name] = layer.gsd
+        with gdal(any(f.is_remote for layer in place.layers for f in layer.files)):
+            for layer in place.layers:
+                dates = [self._read(layer, t, row, col) for t in range(len(layer.files))]
+                values = np.stack(dates) if layer.dated else dates[0]
+                sample[layer.name] = torch.from_numpy(values)
+                sample['gsd'][layer.name] = layer.gsd
         return sample
 
+    def box(self, index: int) -> tuple[float, float, float, float]:
+        """West, south, east, north of a chip, degrees."""
+        place, at = self._locate(index)
+        west, south, east, north = place.boxes[at].tolist()
+        return west, south, east, north
+
+    def files(self, index: int) -> list[str]:
+        """Paths of the files that a chip is read from."""
+        place, _ = self._locate(index)
+        return [f.path for layer in place.layers for f in layer.files]
+
     def groups(self) -> list[list[int]]:
-        """Indices of the chips that may share a batch: the same modalities, sizes and gsd."""
+        """Indices of the chips that may share a batch: the same modalities, sizes, gsd, dates."""
         found: dict[Any, list[int]] = {}
         start = 0
         for place, end in zip(self.places, self.ends.tolist(), strict=True):
@@ -139,26 +129,25 @@ class Rasters(Dataset[dict[str, Any]]):
             start = end
         return list(found.values())
 
-    def report(self) -> str:
-        """Which file feeds which modality, and what was left out and why."""
+    def report(self, most: int = 200) -> str:
+        """Which file feeds which modality, and what was left out and why.
+
+        Args:
+            most: Places to list.
+        """
         lines = [f'{len(self)} chips of {self.chip_size} px from {len(self.places)} places']
-        for place in self.places:
+        for place in self.places[:most]:
             ground = place.layers[0].size * place.layers[0].gsd
             lines.append(f'place: {len(place.corners)} chips of {ground:g} m')
             for layer in place.layers:
-                file = layer.file
-                bands = f'{sum(b > 0 for b in file.band_ids)}/{len(file.band_ids)} bands by '
-                lines.append(
-                    f'  {file.modality.name:<9} {layer.size:>4} px {layer.gsd:>7.2f} m  '
-                    f'{bands + ("name" if file.by_name else "position"):<23} '
-                    f'{file.valid_share:>4.0%} valid  {file.path}'
-                    f'{"  (warped)" if file.warped or layer.grid else ""}'
-                )
+                lines += [self._describe(layer, file, grid) for file, grid in
+                          zip(layer.files, layer.grids, strict=True)]  # fmt: skip
+        if len(self.places) > most:
+            lines.append(f'and {len(self.places) - most} places more')
         if self.left_out:
             lines.append(f'{len(self.left_out)} files left out:')
-            others = Counter(p.name for p, reason in self.left_out if reason == UNRECOGNISED)
-            lines += [f'  {path}: {reason}' for path, reason in self.left_out
-                      if reason != UNRECOGNISED]  # fmt: skip
+            others = Counter(Path(p).name for p, why in self.left_out if why == UNRECOGNISED)
+            lines += [f'  {path}: {why}' for path, why in self.left_out if why != UNRECOGNISED]
             lines += [f'  {count} x {name}: {UNRECOGNISED}' for name, count in others.items()]
         return '\n'.join(lines)
 
@@ -166,108 +155,72 @@ class Rasters(Dataset[dict[str, Any]]):
         """Open files do not travel to other processes."""
         return {**self.__dict__, '_handles': OrderedDict()}
 
-    def _scan(self, paths: Sequence[str | Path], strict: bool) -> list[RasterFile]:
-        """Open every file once; remember what is left out."""
-        files = []
-        for path, stated in tqdm(list(find_files(paths)), 'Scanning rasters', delay=2):
-            result = open_file(path, self.modalities, stated)
-            if isinstance(result, RasterFile):
-                files.append(result)
-            else:
-                if strict and result != UNRECOGNISED:
-                    raise InputError(f'{path} {result}; mend it, or run without --strict.')
-                self.left_out.append((path, result))
-        return files
-
-    def _join(self, files: Sequence[RasterFile]) -> list[list[RasterFile]]:
-        """Group the files that show the same ground, the anchor first."""
-        order = [m.name for m in self.modalities]
-        box = {f.path: transform_bounds(f.grid.crs, 'EPSG:4326', *f.grid.bounds) for f in files}
-        groups: list[list[RasterFile]] = []
-        used: set[Path] = set()
-        for anchor in sorted(files, key=lambda f: order.index(f.modality.name)):
-            if anchor.path in used:
-                continue
-            group = [anchor]
-            for name in order[order.index(anchor.modality.name) + 1 :]:
-                best = max(
-                    (f for f in files if f.modality.name == name),
-                    key=lambda f: (
-                        _overlap(box[anchor.path], box[f.path]) > 0.5
-                        and f.path.parent == anchor.path.parent,
-                        _overlap(box[anchor.path], box[f.path]),
-                    ),
-                    default=None,
-                )
-                if best is not None and _overlap(box[anchor.path], box[best.path]) > 0.5:
-                    group.append(best)
-            used.update(f.path for f in group)
-            groups.append(group)
-        return groups
-
-    def _place(self, group: Sequence[RasterFile]) -> Place:
-        """Put the files of a group on one ground grid, and cut it into chips."""
-        anchor = group[0]
-        layers = tuple(self._layer(anchor, file) for file in group)
-        # Chips start where every layer has a pixel corner.
-        unit = math.lcm(*(self.chip_size // math.gcd(self.chip_size, x.size) for x in layers))
-        stride = max(round(self.stride / unit), 1) * unit
-        rows = range(0, max(anchor.grid.height - self.chip_size, 0) + 1, stride)
-        cols = range(0, max(anchor.grid.width - self.chip_size, 0) + 1, stride)
-        valid = self._valid_map(anchor)
-        zoom = (valid.shape[0] / anchor.grid.height, valid.shape[1] / anchor.grid.width)
-        corners = []
-        for row in rows:
-            for col in cols:
-                top, left = int(row * zoom[0]), int(col * zoom[1])
-                bottom = max(math.ceil((row + self.chip_size) * zoom[0]), top + 1)
-                right = max(math.ceil((col + self.chip_size) * zoom[1]), left + 1)
-                if valid[top:bottom, left:right].mean() >= self.min_valid:
-                    corners.append((row, col))
-        return Place(layers, tuple(corners))
-
-    def _layer(self, anchor: RasterFile, file: RasterFile) -> Layer:
-        """How a file is read so that its chips cover the ground of the anchor's."""
-        own, base = file.grid, anchor.grid
-        if file is anchor:
-            return Layer(file, None, self.chip_size, 1.0, (0, 0), base.gsd)
-        patches = round(self.chip_size * base.gsd / own.gsd / self.patch_size)
-        size = max(patches, 1) * self.patch_size
-        step = self.chip_size / size
-        wanted = base.zoomed(step)
-        shift = ((wanted.transform.c - own.transform.c) / own.transform.a,
-                 (wanted.transform.f - own.transform.f) / own.transform.e)  # fmt: skip
-        fits = (
-            not file.warped
-            and own.crs == wanted.crs
-            and abs(own.transform.a / wanted.transform.a - 1) * wanted.width < 0.1
-            and abs(own.transform.e / wanted.transform.e - 1) * wanted.height < 0.1
-            and all(abs(s - round(s)) < 0.1 for s in shift)
-        )
-        if fits:
-            return Layer(
-                file, None, size, step, (round(shift[0]), round(shift[1])), base.gsd * step
+    def _check_size(self) -> None:
+        if self.chip_size % self.patch_size or self.chip_size < self.patch_size:
+            fitting = max(round(self.chip_size / self.patch_size), 1) * self.patch_size
+            raise InputError(
+                f'chip_size is {self.chip_size} pixels, which patches of {self.patch_size} do not '
+                f'divide; take {fitting}.'
             )
-        return Layer(file, wanted, size, step, (0, 0), base.gsd * step)
 
-    def _valid_map(self, file: RasterFile) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Where the file holds data, reduced to 256 x 256 at most."""
-        grid = file.grid
-        with file.open() as source:
-            shape = (min(grid.height, 256), min(grid.width, 256))
-            return np.isfinite(file.read(source, shape=shape)).any(axis=0)
+    def _describe(self, layer: Layer, file: RasterFile, grid: Grid | None) -> str:
+        """One line of the report."""
+        has = f'{len(file.bands)}/{len(file.band_ids)} {file.notes[0]}'
+        more = [*(['warped'] if file.warped or grid else []), *file.notes[1:]]
+        return (
+            f'  {layer.name:<9} {layer.size:>4} px {layer.gsd:>7.2f} m  {has:<23} '
+            f'{self.valid_share[file.path]:>4.0%} valid  {file.path}'
+            f'{"  (" + "; ".join(more) + ")" if more else ""}'
+        )
 
-    def _handle(self, layer: Layer) -> Any:
-        """Open file of a layer, kept open in this process; GDAL caches its decoded blocks."""
+    def _scan(self, paths: Sequence[str | Path], strict: bool) -> list[FileChips]:
+        """Open every file once; remember what is left out."""
+        found = find_rasters(paths, self.modalities)
+        chips: list[FileChips] = []
+        scanned = scan(found, self.modalities, self.chip_size, self.stride)
+        for some, problems in tqdm(scanned, 'Scanning rasters', total=len(found), delay=2):
+            chips += some
+            for path, why in problems:
+                if strict and why != UNRECOGNISED:
+                    raise InputError(f'{path} {why}; mend it, or run without --strict.')
+            self.left_out += problems
+        return chips
+
+    def _locate(self, index: int) -> tuple[Place, int]:
+        at = int(np.searchsorted(self.ends, index, side='right'))
+        return self.places[at], index - (int(self.ends[at - 1]) if at else 0)
+
+    def _read(self, layer: Layer, date: int, row: int, col: int) -> Float:
+        """Read a chip of one file; a remote one that fails is opened and read again."""
+        file, shift = layer.files[date], layer.shifts[date]
+        left, top = round(col / layer.step) + shift[0], round(row / layer.step) + shift[1]
+        window = Window(left, top, layer.size, layer.size)
+        for wait in (*RETRY_AFTER, None) if file.is_remote else (None,):
+            try:
+                return file.read(self._handle(file, layer.grids[date]), window)
+            except InputError:
+                self._drop(file, layer.grids[date])
+                if wait is None:
+                    raise
+                time.sleep(wait)
+        raise AssertionError('the last try returns or raises')
+
+    def _handle(self, file: RasterFile, grid: Grid | None) -> Source:
+        """Open file, kept open in this process; GDAL caches its decoded blocks."""
         if self._owner != os.getpid():  # a handle must not cross a fork
             self._handles, self._owner = OrderedDict(), os.getpid()
-        key = (layer.file.path, layer.grid)
+        key = (file.uri, grid)
         if key not in self._handles:
-            self._handles[key] = layer.file.open(layer.grid)
-            if len(self._handles) > 256:
+            self._handles[key] = file.open(grid)
+            if len(self._handles) > MAX_OPEN:
                 self._handles.popitem(last=False)[1].close()
         self._handles.move_to_end(key)
         return self._handles[key]
+
+    def _drop(self, file: RasterFile, grid: Grid | None) -> None:
+        """Close a file that failed."""
+        if handle := self._handles.pop((file.uri, grid), None):
+            handle.close()
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -280,11 +233,3 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     batch['gsd'] = first['gsd']
     return batch
-
-
-def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Share of box a (left, bottom, right, top) that box b covers."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    area = (a[2] - a[0]) * (a[3] - a[1])
-    return max(width, 0) * max(height, 0) / area if area else 0.0

@@ -32,36 +32,33 @@ class GroupBatchSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.groups = [torch.as_tensor(g) for g in groups if len(g)]
+        self.groups = [g for g in groups if len(g)]
         self.batch_size = batch_size
         self.seed = seed
         self.rank, self.world_size = rank, world_size
-        total = sum(len(g) for g in self.groups)
-        share = min(samples_per_epoch / total, 1.0) if samples_per_epoch else 1.0
-        self.counts = [max(round(len(g) * share), 1) for g in self.groups]
+        whole = batch_size * world_size
+        self.batches = sum(max(len(g) // whole, 1) for g in self.groups)
+        if samples_per_epoch:
+            self.batches = min(self.batches, max(samples_per_epoch // whole, 1))
         self.epoch = 0
         self.start = 0  # batches of the current epoch that are already done
 
-    def _batches_of(self, count: int) -> int:
-        return max(count // (self.batch_size * self.world_size), 1)
-
     def __len__(self) -> int:
-        return sum(self._batches_of(count) for count in self.counts)
+        return self.batches
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         whole = self.batch_size * self.world_size
         batches = []
-        for group, count in zip(self.groups, self.counts, strict=True):
-            drawn = group[torch.randperm(len(group), generator=generator)[:count]]
-            for i in range(self._batches_of(count)):
-                part = drawn[i * whole : (i + 1) * whole]
-                if len(part) < self.world_size:  # every rank needs a sample
-                    part = part.repeat(self.world_size)
-                batches.append(part[self.rank :: self.world_size].tolist())
-        order = torch.randperm(len(batches), generator=generator).tolist()
-        for i in order[self.start :]:
-            yield batches[i]
+        for group in self.groups:
+            order = torch.randperm(len(group), generator=generator)
+            for i in range(max(len(group) // whole, 1)):
+                batches.append((group, order[i * whole : (i + 1) * whole]))
+        for i in torch.randperm(len(batches), generator=generator)[: self.batches][self.start :]:
+            group, part = batches[i]
+            if len(part) < self.world_size:  # every rank needs a sample
+                part = part.repeat(self.world_size)
+            yield [int(group[j]) for j in part[self.rank :: self.world_size].tolist()]
 
 
 class OrderedBatchSampler(Sampler[list[int]]):

@@ -9,11 +9,14 @@ import rasterio
 import yaml
 from numpy.typing import NDArray
 from rasterio.errors import RasterioIOError
+from rasterio.windows import Window
 from tqdm import tqdm
 
 from ..errors import InputError
 from ..modalities import MODALITIES, Modality
-from .raster_files import UNRECOGNISED, RasterFile, find_files, open_file
+from .finding import find_rasters
+from .raster_files import RasterFile
+from .recognition import UNRECOGNISED, recognise
 
 Float = NDArray[np.float64]
 
@@ -64,13 +67,15 @@ def compute(files: Iterable[RasterFile]) -> RunningStatistics:
     statistics: RunningStatistics | None = None
     for file in files:
         statistics = statistics or RunningStatistics(len(file.band_ids))
-        with rasterio.open(file.path) as source:
-            # Rows of blocks: whole strips, and few enough reads for tiles.
-            rows = max(source.block_shapes[0][0], 256)
-            for top in range(0, source.height, rows):
-                height = min(rows, source.height - top)
-                window = rasterio.windows.Window(0, top, source.width, height)
+        # On its own pixels: warping would repeat some and average others.
+        source = replace(file, warped=False).open()
+        try:
+            for top in range(0, source.height, 256):
+                height = min(256, source.height - top)
+                window = Window(0, top, source.width, height)
                 statistics.update(file.read(source, window))
+        finally:
+            source.close()
     if statistics is None or not statistics.count.all():
         raise InputError('No pixel holds data in at least one band; statistics need some.')
     return statistics
@@ -98,21 +103,20 @@ def describe(
     Raises:
         InputError: If no raster fits.
     """
-    found = list(find_files(paths))
-    modality = _modality(found[0][0], name, bands, unit)
+    found = find_rasters(paths, tuple(MODALITIES.values()))
+    modality = _modality(found[0].path, name, bands, unit)
     if nodata is not None:
         modality = replace(modality, nodata=nodata)
     # A known modality takes the files that are called so, a new one all of them.
-    stated = None if name in MODALITIES and not all(p.is_file() for p in map(Path, paths)) else (
-        modality.name
-    )  # fmt: skip
+    known = name in MODALITIES and not all(p.is_file() for p in map(Path, paths))
     files, reasons = [], []
-    for path, _ in found:
-        result = open_file(path, [modality], stated)
-        if isinstance(result, RasterFile):
-            files.append(result)
-        else:
-            reasons.append(f'{path}: {result}')
+    for place in found:
+        stated = place if known else replace(place, stated=modality.name)
+        for result in recognise(stated, [modality]):
+            if isinstance(result, RasterFile):
+                files.append(result)
+            else:
+                reasons.append(f'{place.path}: {result}')
     if not files:
         raise InputError(f'None of {len(found)} files feeds {modality.name}: {reasons[0]}.')
     statistics = compute(tqdm(files, 'Reading', delay=2))
@@ -130,7 +134,7 @@ def describe(
     return left_out + yaml.safe_dump(described.to_dict(), sort_keys=False)
 
 
-def _modality(path: Path, name: str | None, bands: Sequence[str] | None, unit: str) -> Modality:
+def _modality(path: str, name: str | None, bands: Sequence[str] | None, unit: str) -> Modality:
     """The known modality of that name, or a new one described from a file."""
     if name is not None and name in MODALITIES and not bands:
         return MODALITIES[name]

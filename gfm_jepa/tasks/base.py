@@ -15,6 +15,7 @@ from torchgeo.tasks import BaseTask
 from ..errors import InputError
 from ..metrics import effective_rank, embedding_std, mean_cosine
 from ..models import Encoder, build_encoder
+from ..views import pick_dates
 
 ModalitySpecs = Sequence[str | dict[str, Any]]
 
@@ -101,9 +102,23 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         return self.encoder
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
-        """Embed a batch: (B, D)."""
-        embedding: Tensor = self.evaluated_encoder(batch)
-        return embedding
+        """Embed a batch: (B, D); the mean over dates, where there are several."""
+        dates = max((v.shape[1] for v in batch.values() if is_dated(v)), default=0)
+        if not dates:
+            embedding: Tensor = self.evaluated_encoder(batch)
+            return embedding
+        one_by_one = [
+            self.evaluated_encoder({k: v[:, t] if is_dated(v) else v for k, v in batch.items()})
+            for t in range(dates)
+        ]
+        return torch.stack(one_by_one).nanmean(dim=0)
+
+    def one_date(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+        """The batch with one date of each sample, drawn; as it is where there are no dates."""
+        if not any(is_dated(v) for v in batch.values()):
+            return dict(batch)
+        rasters = {k: v for k, v in batch.items() if k in self.encoder.modalities}
+        return {**batch, **pick_dates(rasters, 1, self.generator(batch_idx))[0]}
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Embed a batch: (B, D)."""
@@ -215,6 +230,11 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         loss = self.compute_loss(batch, batch_idx)
         self.log('train_loss', loss, prog_bar=True)
         return loss
+
+
+def is_dated(value: Any) -> bool:
+    """Whether a batch's tensor is (B, T, C, H, W)."""
+    return isinstance(value, Tensor) and value.ndim == 5
 
 
 def as_config[T](kind: type[T], value: T | Mapping[str, Any]) -> T:

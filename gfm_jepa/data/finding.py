@@ -1,0 +1,140 @@
+"""Which rasters lie in folders, and which one-band files belong together."""
+
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+from ..modalities import Modality
+from .raster_files import REMOTE
+from .zarr_cubes import is_store
+
+SUFFIXES = frozenset(
+    {'.tif', '.tiff', '.vrt', '.jp2', '.img', '.nc', '.nc4', '.grd', '.zarr', '.zip'}
+)
+_RESOLUTION = re.compile(r'[_-](\d+)m$', re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A raster, or one-band files that make up one.
+
+    Attributes:
+        path: As a reader would say it; for one-band files, the folder and what their names share.
+        stated: Name of the modality that the user says it is; empty if not.
+        parts: Band name and path of each one-band file; empty for a single file.
+    """
+
+    path: str
+    stated: str = ''
+    parts: tuple[tuple[str, str], ...] = ()
+
+
+def find_rasters(paths: Sequence[str | Path], modalities: Sequence[Modality]) -> list[Found]:
+    """List rasters below each path, sorted, one-band files of one product as one.
+
+    Args:
+        paths: Files, folders, zips of rasters, URLs (``http(s)://``, ``s3://``, ``/vsi...``);
+            ``name=path`` says which modality lies there.
+        modalities: Their band names are what one-band files are recognised by.
+
+    Raises:
+        InputError: If a path does not exist, or there is no raster at all.
+    """
+    found: list[Found] = []
+    for entry in paths:
+        place, stated = _split(str(entry), modalities)
+        if place.startswith((*REMOTE, '/vsi')):
+            found.append(Found(place, stated))
+            continue
+        folder = Path(place).expanduser()
+        if not folder.exists():
+            raise InputError(f'There is no file or folder {folder}; check the path.')
+        files = sorted(_walk(folder))
+        groups = _bands_of_products(files, modalities)
+        grouped = {part for group in groups.values() for _, part in group}
+        for path in files:
+            if path.suffix == '.zip' and not path.name.endswith('.zarr.zip'):
+                found += [Found(name, stated) for name in _inside_zip(path)]
+            elif str(path) not in grouped:
+                found.append(Found(str(path), stated))
+        found += [Found(name, stated, tuple(parts)) for name, parts in sorted(groups.items())]
+    if not found:
+        raise InputError(
+            f'No raster found in {", ".join(map(str, paths))}; expected files ending in '
+            f'{" ".join(sorted(SUFFIXES))}.'
+        )
+    return found
+
+
+def _split(entry: str, modalities: Sequence[Modality]) -> tuple[str, str]:
+    """Path and stated modality of ``name=path``; a path may hold a ``=`` of its own."""
+    name, sign, rest = entry.partition('=')
+    if not sign or Path(entry).exists() or '/' in name:
+        return entry, ''
+    if name not in [m.name for m in modalities]:
+        raise InputError(
+            f'{rest} is said to be {name!r}, which is not among the modalities '
+            f'{", ".join(m.name for m in modalities)}.'
+        )
+    return rest, name
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Rasters below a folder; a zarr store is one, not the files in it."""
+    if folder.is_file() or is_store(folder):
+        yield folder
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _walk(path)
+        elif path.suffix.lower() in SUFFIXES:
+            yield path
+
+
+def _inside_zip(path: Path) -> list[str]:
+    """GDAL's names of the rasters in a zip."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return [str(path)]  # opening it will tell what is wrong
+    inside = SUFFIXES - {'.zip', '.zarr'}
+    return [
+        f'/vsizip/{path.resolve()}/{name}' for name in names if Path(name).suffix.lower() in inside
+    ]
+
+
+def _bands_of_products(
+    files: Sequence[Path], modalities: Sequence[Modality]
+) -> dict[str, list[tuple[str, str]]]:
+    """One-band files that differ in nothing but the band in their name: ``T33_B02.tif`` and so on.
+
+    A Sentinel-2 SAFE folder counts as one place; of a band at several resolutions, the finest is
+    taken.
+    """
+    tokens = {
+        band.lower(): band
+        for m in modalities if len(m.bands) > 1 for band in (*m.common_names, *m.bands) if band
+    }  # fmt: skip
+    groups: dict[str, dict[str, tuple[int, Path]]] = {}
+    for path in files:
+        stem = path.stem
+        resolution = _RESOLUTION.search(stem)
+        stem = _RESOLUTION.sub('', stem)
+        prefix, _, last = re.sub(r'[-. ]', '_', stem).rpartition('_')
+        if last.lower() not in tokens:
+            continue
+        safe = next((p for p in path.parents if p.suffix == '.SAFE'), path.parent)
+        key = f'{safe}/{prefix}{"_" if prefix else ""}*{path.suffix}'
+        size = int(resolution[1]) if resolution else 0
+        known = groups.setdefault(key, {})
+        if last.lower() not in known or size < known[last.lower()][0]:
+            known[last.lower()] = (size, path)
+    return {
+        key: [(tokens[band], str(path)) for band, (_, path) in sorted(parts.items())]
+        for key, parts in groups.items()
+        if len(parts) > 1
+    }

@@ -1,0 +1,243 @@
+"""Places: chips of an anchor raster, and the rasters of other modalities on the same ground."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from .chips import FileChips
+from .grids import Grid
+from .raster_files import RasterFile
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One modality of a place: files on a grid that the place's chips cut into whole pixels.
+
+    Attributes:
+        files: Where it is read from: one, or one per date.
+        grids: That each is warped to, or None if its own fits.
+        shifts: Column and row of the anchor's corner in each file's grid.
+        size: Pixels of a chip's side.
+        step: Anchor pixels that one pixel of this layer covers.
+        gsd: Metres per pixel as it is delivered.
+        dated: Whether its tensor has an axis of dates.
+    """
+
+    files: tuple[RasterFile, ...]
+    grids: tuple[Grid | None, ...]
+    shifts: tuple[tuple[int, int], ...]
+    size: int
+    step: float
+    gsd: float
+    dated: bool
+
+    @property
+    def name(self) -> str:
+        """Of the modality."""
+        return self.files[0].modality.name
+
+
+@dataclass(frozen=True)
+class Place:
+    """A piece of ground, and the layers that show it; the first is the anchor.
+
+    Attributes:
+        layers: One per modality.
+        corners: (n, 2) first row and column of each chip, anchor pixels.
+        boxes: (n, 4) west, south, east, north of each chip, degrees.
+    """
+
+    layers: tuple[Layer, ...]
+    corners: NDArray[np.int32]
+    boxes: NDArray[np.float64]
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What samples must share to be put into one batch."""
+        return tuple(
+            (x.name, x.size, float(f'{x.gsd:.2g}'), len(x.files) if x.dated else 0)
+            for x in self.layers
+        )
+
+
+def join(
+    chips: Sequence[FileChips], order: Sequence[str], patch_size: int, num_dates: int = 1
+) -> list[Place]:
+    """Join modalities on the ground.
+
+    A chip is an anchor if no raster of an earlier modality shows its ground. Of each later
+    modality, it takes the raster that covers most of it; of those that cover the same, one from
+    its own folder, and of those the nearest in time.
+
+    Args:
+        chips: By file.
+        order: Names of the modalities, the anchor's candidates first.
+        patch_size: Layers of another gsd are so many pixels wide, or a multiple.
+        num_dates: Dates of the anchor's modality that a sample holds: 1 makes each date a sample
+            of its own, 0 takes all that there are.
+    """
+    files = sorted(chips, key=lambda c: order.index(c.file.modality.name))
+    if not files:
+        return []
+    outlines = np.array([_outline(c) for c in files])
+    tree = shapely.STRtree(shapely.box(*outlines.T))
+    near: list[list[int]] = [[] for _ in files]
+    for i, j in zip(*tree.query(tree.geometries, predicate='intersects'), strict=True):
+        near[i].append(int(j))
+    places = []
+    for i, anchor in enumerate(files):
+        rank = order.index(anchor.file.modality.name)
+        earlier = [j for j in near[i] if order.index(files[j].file.modality.name) < rank]
+        boxes = _clip(anchor.boxes, outlines[i])
+        covered = np.zeros(len(boxes))
+        for j in earlier:
+            covered = np.maximum(covered, _coverage(boxes, outlines[j]))
+        dates, others = _dates(i, files, near[i], outlines, num_dates)
+        free = (covered < 0.5) & ~others
+        if not free.any():
+            continue
+        own = anchor.take(free)
+        partners = [
+            _partners(dates, [j for j in near[i] if files[j].file.modality.name == name],
+                      files, outlines, _clip(own.boxes, outlines[i]))
+            for name in order[rank + 1 :]
+        ]  # fmt: skip
+        choices = np.concatenate(
+            [np.full((len(own.corners), len(dates)), dates), *partners], axis=1
+        )
+        for chosen in np.unique(choices, axis=0):
+            some = own.take((choices == chosen).all(axis=1))
+            per_modality = chosen.reshape(-1, len(dates))
+            layers = [[files[j].file for j in js] for js in per_modality if js[0] >= 0]
+            places.append(_place(some, layers, patch_size))
+    return places
+
+
+def _outline(chips: FileChips) -> NDArray[np.float64]:
+    """West, south, east, north of the whole raster, degrees."""
+    grid = chips.file.grid
+    lon, lat = grid.corners(np.zeros((1, 2), np.int32), (grid.height, grid.width))
+    return np.array([lon.min(), lat.min(), lon.max(), lat.max()])
+
+
+def _clip(boxes: NDArray[np.float64], outline: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The part of each box that lies on the raster: what reaches beyond it shows nothing."""
+    low, high = np.maximum(boxes[:, :2], outline[:2]), np.minimum(boxes[:, 2:], outline[2:])
+    return np.concatenate([low, np.maximum(high, low + 1e-12)], axis=1)
+
+
+def _coverage(boxes: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Share of each box (west, south, east, north) that another covers."""
+    width = np.minimum(boxes[:, 2], other[2]) - np.maximum(boxes[:, 0], other[0])
+    height = np.minimum(boxes[:, 3], other[3]) - np.maximum(boxes[:, 1], other[1])
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    share: NDArray[np.float64] = np.maximum(width, 0) * np.maximum(height, 0) / area
+    return share
+
+
+def _dates(
+    i: int, files: Sequence[FileChips], near: Sequence[int], outlines: NDArray[np.float64],
+    num_dates: int,
+) -> tuple[list[int], NDArray[np.bool_]]:  # fmt: skip
+    """Files of the dates that samples of file i hold, and which of its chips others stand for."""
+    anchor = files[i]
+    none = np.zeros(len(anchor.corners), dtype=bool)
+    if num_dates == 1 or not anchor.file.time:
+        return [i], none
+    own = outlines[i][None]
+    same = [
+        j for j in near
+        if files[j].file.modality.name == anchor.file.modality.name and files[j].file.time
+        and _coverage(own, outlines[j])[0] > 0.9 and _coverage(outlines[j][None], own[0])[0] > 0.9
+    ]  # fmt: skip
+    same.sort(key=lambda j: (files[j].file.time, j))
+    if num_dates == 0:
+        # The first date stands for all of them.
+        return same, none if same[0] == i else ~none
+    count = min(num_dates, len(same))
+    start = same.index(i)
+    spread = sorted({(start + k * len(same) // count) % len(same) for k in range(count)})
+    return [same[k] for k in spread], none
+
+
+def _partners(
+    dates: Sequence[int], candidates: Sequence[int],
+    files: Sequence[FileChips], outlines: NDArray[np.float64], boxes: NDArray[np.float64],
+) -> NDArray[np.int64]:  # fmt: skip
+    """(n, T) which file of a modality shows each chip best at each date, or -1."""
+    best = np.full((len(boxes), len(dates)), -1)
+    if not candidates:
+        return best
+    cover = np.stack([_coverage(boxes, outlines[j]) for j in candidates])
+    folders = [files[j].file.folder for j in candidates]
+    for t, date in enumerate(dates):
+        own = files[date].file
+        beside = np.array([folder == own.folder for folder in folders])[:, None]
+        days = np.array([_days(own.time, files[j].file.time) for j in candidates])[:, None]
+        # Whole tenths of the ground first, then the folder, then the time.
+        score = np.round(np.minimum(cover, 0.95), 1) * 4 + beside - days / (days + 1) * 0.5
+        which = score.argmax(axis=0)
+        found = np.take_along_axis(cover, which[None], axis=0)[0] > 0.01
+        best[found, t] = np.array(candidates)[which[found]]
+    # A sample has all dates of a modality or none; where one lacks, the nearest stands in.
+    lacking = best < 0
+    best = np.where(lacking & (~lacking).any(axis=1, keepdims=True),
+                    best.max(axis=1, keepdims=True), best)  # fmt: skip
+    return best
+
+
+def _days(a: str, b: str) -> float:
+    """Days between two times; a century if one is unknown."""
+    if not a or not b:
+        return 36500.0
+    return abs((datetime.fromisoformat(a) - datetime.fromisoformat(b)).total_seconds()) / 86400
+
+
+def _place(chips: FileChips, layers: Sequence[Sequence[RasterFile]], patch_size: int) -> Place:
+    """Put files on one ground grid, and start chips where every layer has a pixel corner."""
+    anchor = chips.file
+    made = tuple(_layer(anchor, chips.size, files, patch_size) for files in layers)
+    unit = math.lcm(*(chips.size // math.gcd(chips.size, x.size) for x in made))
+    corners, first = np.unique(chips.corners // unit * unit, axis=0, return_index=True)
+    return Place(made, corners, chips.boxes[first])
+
+
+def _layer(
+    anchor: RasterFile, chip_size: int, files: Sequence[RasterFile], patch_size: int
+) -> Layer:
+    """How files are read so that their chips cover the ground of the anchor's."""
+    base = anchor.grid
+    # Dates of one file, such as a DEM beside images of many dates, are one.
+    dated = len({f.uri for f in files}) > 1
+    files = files if dated else files[:1]
+    if files[0].modality == anchor.modality:
+        size = chip_size
+    else:
+        patches = round(chip_size * base.gsd / files[0].grid.gsd / patch_size)
+        size = max(patches, 1) * patch_size
+    step = chip_size / size
+    placed = [_fit(base.zoomed(step), file) for file in files]
+    grids, shifts = zip(*placed, strict=True)
+    return Layer(tuple(files), grids, shifts, size, step, base.gsd * step, dated)
+
+
+def _fit(wanted: Grid, file: RasterFile) -> tuple[Grid | None, tuple[int, int]]:
+    """The grid to warp a file to, or None and where the wanted grid begins in the file's own."""
+    own = file.grid
+    shift = ((wanted.transform.c - own.transform.c) / own.transform.a,
+             (wanted.transform.f - own.transform.f) / own.transform.e)  # fmt: skip
+    fits = (
+        own.crs == wanted.crs
+        and abs(own.transform.a / wanted.transform.a - 1) * wanted.width < 0.1
+        and abs(own.transform.e / wanted.transform.e - 1) * wanted.height < 0.1
+        and all(abs(s - round(s)) < 0.1 for s in shift)
+    )
+    if fits:
+        return None, (round(shift[0]), round(shift[1]))
+    return wanted, (0, 0)

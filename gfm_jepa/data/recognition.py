@@ -1,0 +1,329 @@
+"""What a raster is: modality, bands, grid, nodata, scale, offset, time; or why it is none."""
+
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
+
+from ..errors import InputError
+from ..modalities import Modality
+from .finding import Found
+from .grids import grid_of
+from .raster_files import RasterFile, gdal, gdal_name, reason, stack_bands
+from .sidecars import Facts, baseline_of, facts_of, time_of
+from .zarr_cubes import find_cubes, is_store
+
+UNRECOGNISED = 'feeds no configured modality: neither its name, its folder nor its bands say so'
+_TIME_TAGS = ('datetime', 'ACQUISITION_DATE', 'DATE_ACQUIRED', 'SENSING_TIME', 'PRODUCT_START_TIME')
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a raster says of itself, whatever its format; fields as in `RasterFile`."""
+
+    uri: str
+    bands: tuple[str, ...]  # names, or '' for each that has none
+    crs: CRS | None
+    transform: Affine | None
+    width: int
+    height: int
+    nodata: float | None = None
+    masked: bool = False
+    scale: tuple[float, ...] = ()
+    offset: tuple[float, ...] = ()
+    time: str = ''
+    number: tuple[int, ...] = field(default=())  # 1-based, of each band that holds data
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Left, bottom, right, top in the raster's own CRS; what `grid_of` asks a dataset for."""
+        assert self.transform is not None
+        left, top = self.transform @ (0, 0)
+        right, bottom = self.transform @ (self.width, self.height)
+        return left, bottom, right, top
+
+
+def recognise(
+    found: Found, modalities: Sequence[Modality], said: Facts | None = None
+) -> Iterator[RasterFile | str]:
+    """Find out what a path holds, and how to read it.
+
+    Args:
+        found: From `find_rasters`.
+        modalities: Candidates.
+        said: What the command line says of all rasters.
+
+    Yields:
+        For each raster in it, how it is read, or one phrase that says why it is left out.
+
+    Raises:
+        InputError: If a file that is called after a modality has another number of bands, or a
+            sidecar cannot be right.
+    """
+    facts = said or Facts()
+    first = Path(found.parts[0][1] if found.parts else found.path)
+    if not found.path.startswith('/vsi') and '://' not in found.path:
+        facts = facts.over(facts_of(first))
+    headers = _headers(found)
+    if isinstance(headers, str):
+        yield headers
+        return
+    for header in headers:
+        yield _recognise(found, header, modalities, facts)
+
+
+def _recognise(
+    found: Found, header: Header, modalities: Sequence[Modality], facts: Facts
+) -> RasterFile | str:
+    """One raster."""
+    names = facts.bands or header.bands
+    modality = _identify(found.path, names, modalities, found.stated or facts.modality or '')
+    if modality is None:
+        return UNRECOGNISED
+    band_ids, by_name = _match_bands(found.path, names, len(header.bands), modality)
+    if header.crs is None or header.transform is None or header.transform.is_identity:
+        return 'has no CRS and transform, so that its place on the ground is unknown'
+    grid, warped = grid_of(header)
+    if header.number:
+        band_ids = tuple(header.number[i - 1] if i else 0 for i in band_ids)
+    nodata = facts.nodata if facts.nodata is not None else header.nodata
+    texts = [Path(found.path).stem, Path(found.path).parent.name]
+    file = RasterFile(
+        path=found.path, uri=header.uri, modality=modality, band_ids=band_ids, grid=grid,
+        warped=warped, nodata=modality.nodata if nodata is None else nodata, masked=header.masked,
+        time=facts.time or header.time or time_of(texts) or '',
+        notes=(f'bands by {"name" if by_name else "position"}',),
+    )  # fmt: skip
+    try:
+        return _in_unit(file, header, facts)
+    except InputError as error:  # the first read
+        return str(error).partition(' cannot ')[2] or str(error)
+
+
+def _headers(found: Found) -> list[Header] | str:
+    """Headers of the rasters in a file, or why there is none."""
+    path = Path(found.path)
+    if not found.path.startswith('/vsi') and is_store(path):
+        return _zarr_headers(path)
+    try:
+        with warnings.catch_warnings(), ExitStack() as stack:
+            warnings.simplefilter('ignore', NotGeoreferencedWarning)
+            stack.enter_context(gdal(found.path.startswith(('http', 's3:', 'gs:', '/vsi'))))
+            if found.parts:
+                bands = []
+                for name, part in found.parts:
+                    source = stack.enter_context(rasterio.open(part))
+                    if broken := _truncation(part, source):
+                        return f'{broken} ({part})'
+                    bands.append((name, source, 1))
+                return [_stacked(bands)]
+            source = stack.enter_context(rasterio.open(gdal_name(found.path)))
+            if broken := _truncation(found.path, source):
+                return broken
+            if source.count:
+                return [_header(source, found.path)]
+            parts = [stack.enter_context(rasterio.open(name)) for name in source.subdatasets]
+            singles = [(s.name.rpartition(':')[2], s, 1) for s in parts if s.count == 1]
+            headers = [_header(s, s.name) for s in parts if s.count > 1]
+            placed = [b for b in singles if b[1].crs or not b[1].transform.is_identity]
+            return [*headers, *([_stacked(placed)] if placed else [])] or 'holds no raster'
+    except RasterioError as error:
+        return f'cannot be opened ({reason(error)})'
+
+
+def _header(source: rasterio.DatasetReader, uri: str) -> Header:
+    """Header of a raster that GDAL opened; an alpha band is a mask, no data."""
+    data = [i for i in source.indexes if source.colorinterp[i - 1] is not ColorInterp.alpha]
+    flags = source.mask_flag_enums[data[0] - 1]
+    colours = [source.colorinterp[i - 1].name for i in data]
+    named = any(c in ('red', 'green', 'blue') for c in colours)
+    names = [source.descriptions[i - 1] or '' for i in data]
+    if named and not any(names):
+        names = ['' if c == 'undefined' else c for c in colours]
+    scale, offset = ([values[i - 1] for i in data] for values in (source.scales, source.offsets))
+    stated = any(s != 1 for s in scale) or any(offset)
+    tags = source.tags()
+    return Header(
+        uri, tuple(names), source.crs, source.transform, source.width, source.height,
+        nodata=None if source.nodatavals[data[0] - 1] is None else source.nodatavals[data[0] - 1],
+        masked=MaskFlags.per_dataset in flags or MaskFlags.alpha in flags,
+        scale=tuple(scale) if stated else (), offset=tuple(offset) if stated else (),
+        time=time_of([tags.get(k, '') for k in _TIME_TAGS]) or '',
+        number=() if len(data) == source.count else tuple(data),
+    )  # fmt: skip
+
+
+def _stacked(bands: Sequence[tuple[str, rasterio.DatasetReader, int]]) -> Header:
+    """Header of one-band files as one raster."""
+    finest = max((s for _, s, _ in bands), key=lambda s: s.width)
+    return replace(
+        _header(finest, stack_bands(bands, None)),
+        bands=tuple(name for name, _, _ in bands),
+        scale=tuple(s.scales[0] for _, s, _ in bands) if any(
+            s.scales[0] != 1 or s.offsets[0] for _, s, _ in bands) else (),
+        offset=tuple(s.offsets[0] for _, s, _ in bands) if any(
+            s.scales[0] != 1 or s.offsets[0] for _, s, _ in bands) else (),
+        number=(),
+    )  # fmt: skip
+
+
+def _zarr_headers(path: Path) -> list[Header] | str:
+    """Headers of the arrays of a zarr store."""
+    try:
+        cubes = list(find_cubes(path))
+    except (OSError, ValueError, KeyError) as error:
+        return f'cannot be opened ({reason(error)})'
+    return [
+        Header(c.uri, c.bands, c.crs, c.transform, c.shape[1], c.shape[0], c.nodata,
+               time=time_of([c.time]) or '')
+        for c in cubes
+    ] or 'holds no array of two to four axes'  # fmt: skip
+
+
+def _truncation(path: str, source: rasterio.DatasetReader) -> str | None:
+    """Tell whether a TIFF ends before its last block: GDAL opens such files without a word."""
+    if source.driver != 'GTiff' or not Path(path).is_file():
+        return None
+    size = Path(path).stat().st_size
+    rows = math.ceil(source.height / source.block_shapes[0][0])
+    cols = math.ceil(source.width / source.block_shapes[0][1])
+    for band in {1, source.count}:
+        # Blocks may lie in any order, but checking more than some thousands would cost seconds.
+        step = max(rows * cols // 4096, 1)
+        for index in {*range(0, rows * cols, step), rows * cols - 1}:
+            place = f'{index % cols}_{index // cols}'
+            offset = source.get_tag_item(f'BLOCK_OFFSET_{place}', 'TIFF', bidx=band)
+            length = source.get_tag_item(f'BLOCK_SIZE_{place}', 'TIFF', bidx=band)
+            if offset and length and int(offset) + int(length) > size:
+                return f'is truncated: it ends at byte {size}, before its data does'
+    return None
+
+
+def _identify(
+    path: str, names: Sequence[str], modalities: Sequence[Modality], stated: str
+) -> Modality | None:
+    """Which modality it feeds: as stated, by file name, folder or product, or by band names."""
+    if stated:
+        return next((m for m in modalities if m.name == stated), None)
+    folders = [p.name for p in Path(path).parents]
+    texts = [Path(path).stem, *folders[:1], *[f for f in folders if f.endswith('.SAFE')]]
+    for text in texts:
+        words = [w.lower() for w in re.split(r'[^A-Za-z0-9]+', text) if w]
+        runs = {
+            ''.join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)
+        }
+        for modality in modalities:
+            called = (modality.name, *modality.aliases)
+            if {re.sub(r'[^a-z0-9]', '', a.lower()) for a in called} & runs:
+                return modality
+    own = {_band_key(n) for n in names if n}
+    if len(own) < len(names):
+        return None
+    sets = {m.name: {_band_key(b) for b in m.bands} for m in modalities}
+    # The same bands, no more and no less, tell a sensor where a part of them would fit several.
+    for fits in ([m for m in modalities if sets[m.name] == own],
+                 [m for m in modalities if own <= sets[m.name]]):  # fmt: skip
+        if len(fits) == 1:
+            return fits[0]
+    return None
+
+
+def _match_bands(
+    path: str, names: Sequence[str], count: int, modality: Modality
+) -> tuple[tuple[int, ...], bool]:
+    """Number in the file of each of the modality's bands, and whether names decided."""
+    if len(names) != count:
+        raise InputError(f'{path} has {count} bands, but {len(names)} names are given for them.')
+    own = [_band_key(n) for n in names]
+    for called in (modality.bands, modality.common_names):
+        wanted = [_band_key(b) for b in called]
+        if wanted and len(set(own)) == count and set(own) <= set(wanted):
+            return tuple(own.index(b) + 1 if b in own else 0 for b in wanted), True
+    if count == len(modality.bands):
+        return tuple(range(1, count + 1)), False
+    raise InputError(
+        f'{path} has {count} bands, but {modality.name} has {len(modality.bands)} '
+        f'({" ".join(modality.bands)}), and the file does not name them; name its bands, or state '
+        f'its own modality as name=path.'
+    )
+
+
+def _band_key(name: str) -> str:
+    """What band names are compared by: ``B1``, ``B01`` and ``b01`` are one."""
+    return re.sub(r'^([a-z]+)0+(?=[1-9])', r'\1', name.strip().lower())
+
+
+def _in_unit(file: RasterFile, header: Header, facts: Facts) -> RasterFile:
+    """Add how stored values become the modality's unit: scale, offset, Sentinel-2's +1000."""
+    modality, count = file.modality, len(header.bands)
+    scale = facts.scale or header.scale
+    offset = facts.offset or header.offset
+    if scale or offset:
+        q = modality.quantification
+        # By position in the header; RasterFile wants one per band of the modality.
+        order = [header.number.index(b) if header.number and b else b - 1 for b in file.band_ids]
+        scale, offset = (
+            (v * count if len(v) == 1 else v) for v in (scale or (1.0,), offset or (0.0,))
+        )
+        if {len(scale), len(offset)} != {count}:
+            raise InputError(
+                f'{file.path} has {count} bands, but {len(scale)} scales and {len(offset)} offsets.'
+            )
+        return replace(
+            file,
+            scale=tuple(scale[i] * q if i >= 0 else 1.0 for i in order),
+            offset=tuple(offset[i] * q if i >= 0 else 0.0 for i in order),
+            notes=(*file.notes, f'scale {scale[0]:g} and offset {offset[0]:g} as stated'),
+        )
+    if not modality.added_offset:
+        return file
+    product = [p.name for p in Path(file.path).parents] + [Path(file.path).name]
+    baseline = facts.baseline or baseline_of(product)
+    if baseline:
+        there, how = float(baseline) >= 4, f'baseline {baseline}'
+    else:
+        there, how = _offset_in_data(file)
+    if not there:
+        return replace(file, notes=(*file.notes, f'no added offset ({how})'))
+    return replace(
+        file,
+        offset=(-modality.added_offset,) * len(file.band_ids),
+        notes=(*file.notes, f'{modality.added_offset:g} subtracted ({how})'),
+    )
+
+
+def _offset_in_data(file: RasterFile) -> tuple[bool, str]:
+    """Whether the data itself shows that an offset was added, and what shows it."""
+    modality = file.modality
+    source = file.open()
+    try:
+        side = (min(source.height, 256), min(source.width, 256))
+        centre = Window((source.width - side[1]) // 2, (source.height - side[0]) // 2, *side[::-1])
+        values = file.read(source, centre)
+        if not np.isfinite(values).any():
+            values = file.read(source, shape=side)
+    finally:
+        source.close()
+    flat = values.reshape(len(values), -1)
+    flat = flat[:, np.isfinite(flat).any(axis=0)]
+    if not flat.size:
+        return False, 'no data to tell by'
+    limit = 0.9 * modality.added_offset
+    if modality.dark_band in file.bands:
+        dark = flat[modality.bands.index(modality.dark_band)]
+        return bool(np.nanpercentile(dark, 10) > limit), f'{modality.dark_band} says so'
+    lowest = np.nanpercentile(flat[[b > 0 for b in file.band_ids]], 1, axis=1).min()
+    if lowest < limit:
+        return False, f'values below {modality.added_offset:g}'
+    return False, 'not to be told from the data, so taken as it is; a sidecar may say baseline'
