@@ -15,6 +15,7 @@ from ..modalities import resolve_all
 from .caches import CachedChips, is_cache
 from .chips import ChipFilter
 from .eurosat import EuroSATRGB
+from .index import splits_of
 from .rasters import Rasters, collate
 from .samplers import GroupBatchSampler, OrderedBatchSampler, ResumableLoader
 
@@ -168,19 +169,20 @@ class RastersDataModule(PretrainDataModule):
 
     def setup(self, stage: str) -> None:
         """Scan the folders, or read the index, and print what feeds what."""
-        split = [Path(p).suffix for p in self.paths] == ['.parquet'] and not self.val_paths
+        splits = self._splits()
         if stage == 'fit' and not hasattr(self, 'train_dataset'):
-            self.train_dataset = self._open(self.paths, self.stride, 'train' if split else None)
-        if stage == 'test' and split and not hasattr(self, 'test_dataset'):
-            self.test_dataset = self._open(self.paths, self.chip_size, 'test')
-        elif stage != 'fit' or self.val_paths:
-            if not self.val_paths and not split:
-                raise InputError(
-                    'There is nothing to validate on; set data.val_paths to other places.'
-                )
+            split = 'train' if 'train' in splits else None
+            self.train_dataset = self._open(self.paths, self.stride, split)
+        if stage == 'test' and 'test' in splits:
+            if not hasattr(self, 'test_dataset'):
+                self.test_dataset = self._open(self.paths, self.chip_size, 'test')
+            return
+        if self.val_paths or 'val' in splits:
             if not hasattr(self, 'val_dataset'):
-                paths = self.val_paths or self.paths
-                self.val_dataset = self._open(paths, self.chip_size, 'val' if split else None)
+                split = None if self.val_paths else 'val'
+                self.val_dataset = self._open(self.val_paths or self.paths, self.chip_size, split)
+        elif stage != 'fit':
+            raise InputError('There is nothing to validate on; set data.val_paths to other places.')
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches of one group each: the same modalities, sizes, gsd and dates."""
@@ -199,6 +201,12 @@ class RastersDataModule(PretrainDataModule):
     def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
         """As `val_dataloader`."""
         return self.val_dataloader()
+
+    def _splits(self) -> set[str]:
+        """Of the index, if there is one and no other places are given."""
+        if self.val_paths or [Path(p).suffix for p in self.paths] != ['.parquet']:
+            return set()
+        return splits_of(Path(self.paths[0]))
 
     def _in_order(self, dataset: Chips) -> DataLoader[Any]:
         batches = OrderedBatchSampler(dataset.groups(), self.batch_size)

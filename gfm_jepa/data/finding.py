@@ -53,12 +53,11 @@ def find_rasters(paths: Sequence[str | Path], modalities: Sequence[Modality]) ->
         if not folder.exists():
             raise InputError(f'There is no file or folder {folder}; check the path.')
         files = sorted(_walk(folder))
-        groups = _bands_of_products(files, modalities)
-        grouped = {part for group in groups.values() for _, part in group}
+        groups, grouped = _bands_of_products(files, modalities)
         for path in files:
             if path.suffix == '.zip' and not path.name.endswith('.zarr.zip'):
                 found += [Found(name, stated) for name in _inside_zip(path)]
-            elif str(path) not in grouped:
+            elif path not in grouped:
                 found.append(Found(str(path), stated))
         found += [Found(name, stated, tuple(parts)) for name, parts in sorted(groups.items())]
     if not found:
@@ -109,17 +108,21 @@ def _inside_zip(path: Path) -> list[str]:
 
 def _bands_of_products(
     files: Sequence[Path], modalities: Sequence[Modality]
-) -> dict[str, list[tuple[str, str]]]:
+) -> tuple[dict[str, list[tuple[str, str]]], set[Path]]:
     """One-band files that differ in nothing but the band in their name: ``T33_B02.tif`` and so on.
 
     A Sentinel-2 SAFE folder counts as one place; of a band at several resolutions, the finest is
     taken.
+
+    Returns:
+        Name and file of each band, by product, and all files that were looked at for them.
     """
     tokens = {
         band.lower(): band
         for m in modalities if len(m.bands) > 1 for band in (*m.common_names, *m.bands) if band
     }  # fmt: skip
     groups: dict[str, dict[str, tuple[int, Path]]] = {}
+    members: dict[str, set[Path]] = {}
     for path in files:
         stem = path.stem
         resolution = _RESOLUTION.search(stem)
@@ -131,10 +134,12 @@ def _bands_of_products(
         key = f'{safe}/{prefix}{"_" if prefix else ""}*{path.suffix}'
         size = int(resolution[1]) if resolution else 0
         known = groups.setdefault(key, {})
+        members.setdefault(key, set()).add(path)
         if last.lower() not in known or size < known[last.lower()][0]:
             known[last.lower()] = (size, path)
-    return {
+    products = {
         key: [(tokens[band], str(path)) for band, (_, path) in sorted(parts.items())]
         for key, parts in groups.items()
         if len(parts) > 1
     }
+    return products, set().union(*(members[key] for key in products))

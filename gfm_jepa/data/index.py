@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from .. import __version__
 from ..errors import InputError
 from ..modalities import CLOUD_MASK, LABELS, MODALITIES, Modality, resolve
 from .chips import ChipFilter, FileChips, LeftOut, polygons, scan
@@ -107,9 +108,7 @@ def read_index(path: Path, modalities: Sequence[Modality]) -> tuple[list[FileChi
     try:
         table = pyarrow.parquet.read_table(path)
     except (OSError, pyarrow.ArrowInvalid) as error:
-        raise InputError(
-            f'{path} is not an index ({type(error).__name__}); write one with `gfm-jepa index`.'
-        ) from error
+        raise _no_index(path, error) from error
     meta = json.loads((table.schema.metadata or {}).get(_KEY, b'null'))
     if meta is None:
         raise InputError(f'{path} is not an index; write one with `gfm-jepa index`.')
@@ -142,6 +141,28 @@ def read_index(path: Path, modalities: Sequence[Modality]) -> tuple[list[FileChi
             f'of {", ".join(known)}.'
         )
     return chips, meta['chip_size'], meta['stride']
+
+
+def splits_of(path: Path) -> set[str]:
+    """Names of the splits of an index; empty if it has none.
+
+    Raises:
+        InputError: If it is no index.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        names = pyarrow.parquet.read_table(path, columns=['split'])['split']
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise _no_index(path, error) from error
+    return set(names.to_pylist()) - {''}
+
+
+def _no_index(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f'{path} is not an index ({type(error).__name__}); write one with `gfm-jepa index`.'
+    )
 
 
 def _write_parts(found: Sequence[Found], parts: Path, settings: IndexSettings) -> None:
@@ -238,7 +259,7 @@ def _join_parts(parts: Path, count: int) -> tuple['geopandas.GeoDataFrame', list
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is there as a whole or not at all."""
-    partial = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    partial = path.with_name(f'{path.name}.tmp')
     try:
         with partial.open('wb') as file:
             file.write(content)
@@ -251,7 +272,8 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def _fingerprint(found: Sequence[Found], settings: IndexSettings) -> str:
     """What an index is made of: files with size and time of change, and settings."""
-    content = json.dumps(asdict(settings), sort_keys=True, default=str)
+    made_by = {'settings': asdict(settings), 'version': __version__, 'files': FILES_PER_PART}
+    content = json.dumps(made_by, sort_keys=True, default=str)
     digest = hashlib.sha256(content.encode())
     for f in found:
         for path in [p for _, p in f.parts] or [f.path]:

@@ -33,7 +33,6 @@ GDAL_OPTIONS = {
 }
 REMOTE_OPTIONS = {
     'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR',
-    'CPL_VSIL_CURL_ALLOWED_EXTENSIONS': '',
     # What failed once is asked for again, once the server is back.
     'CPL_VSIL_CURL_NON_CACHED': '/vsicurl/',
 }

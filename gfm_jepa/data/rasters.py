@@ -73,15 +73,17 @@ class Rasters(Dataset[dict[str, Any]]):
         if index:
             chips, self.chip_size, self.stride = read_index(Path(index[0]), self.modalities)
         self._check_size()
-        chips = keep.apply(chips if index else self._scan(paths, strict))
+        some = chips if index else self._scan(paths, strict)
+        chips = keep.apply(some)
         self.places = join(chips, [m.name for m in modalities], patch_size, num_dates)
         self.valid_share = {c.file.path: c.valid_share for c in chips}
         self.ends = np.cumsum([len(p.corners) for p in self.places])
         if not self.places:
-            reasons = {why for _, why in self.left_out} or {'no chip passes the filters'}
+            reasons = sorted({why for _, why in self.left_out})[:3]
+            reasons += ['no chip passes the filters'] if some else []
             raise InputError(
                 f'No usable chip in {", ".join(map(str, paths))}: {len(self.left_out)} files left '
-                f'out ({"; ".join(sorted(reasons)[:3])}).'
+                f'out ({"; ".join(reasons)}).'
             )
         self._handles: OrderedDict[tuple[str, Grid | None], Source] = OrderedDict()
         self._owner = os.getpid()
