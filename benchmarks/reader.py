@@ -110,7 +110,7 @@ def raw_share(rasters: Rasters, count: int) -> float:
     handles: dict[str, Any] = {}
 
     def bare(index: int) -> None:
-        place, at = rasters._locate(index)
+        place, at = rasters.locate(index)
         row, col = place.corners[at].tolist()
         path = place.layers[0].files[0].path
         if path not in handles:

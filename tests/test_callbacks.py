@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 from gfm_jepa import InputError, from_pretrained
 from gfm_jepa.cli import main
 from gfm_jepa.data import EuroSATRGBDataModule, RastersDataModule
+from gfm_jepa.data.chips import ChipFilter
 from gfm_jepa.data.labels import MajorityLabels
 from gfm_jepa.data.rasters import Rasters
-from gfm_jepa.modalities import LULC
-from gfm_jepa.tasks import IJEPA, CollapseGuard, LeJEPA, OnlineKNN
+from gfm_jepa.modalities import LULC, Modality
+from gfm_jepa.tasks import IJEPA, CollapseGuard, LeJEPA, OnlineKNN, WriteEmbeddings
 
 
 @pytest.fixture
@@ -111,6 +112,22 @@ def test_validate_and_predict_on_rasters(tmp_path, write_raster):
     assert run.validate(task, data, verbose=False)[0]['val_loss'] > 0
     embeddings = torch.cat(run.predict(task, data))
     assert embeddings.shape == (12, 128) and embeddings.isfinite().all()
+
+
+def test_predictions_are_rasters_that_the_reader_reads(tmp_path, write_raster):
+    write_raster(tmp_path / 'in/S2L2A.tif', 12, (96, 240))
+    run = Trainer(accelerator='cpu', logger=False, enable_progress_bar=False, max_epochs=1,
+                  callbacks=[WriteEmbeddings('out.zarr')])  # fmt: skip
+    data = RastersDataModule([], ['s2_l2a'], [str(tmp_path / 'in')], chip_size=48, batch_size=4)
+    embeddings = torch.cat(run.predict(IJEPA(['s2_l2a']), data))
+    emb = Modality('emb', tuple(f'd{i}' for i in range(128)), 480.0, 'embedding')
+    back = Rasters(['emb=out.zarr'], [emb], chip_size=8, keep=ChipFilter(min_valid=0))
+    grid = back.places[0].layers[0].files[0].grid
+    assert (grid.width, grid.height, grid.gsd) == (5, 2, 480.0)
+    assert grid.bounds[0] == 5e5 and grid.bounds[3] == 5e6
+    assert torch.equal(back[0]['emb'][:, :2, :5].flatten(1).T, embeddings)
+    with pytest.raises(InputError, match='is there already'):
+        run.predict(IJEPA(['s2_l2a']), data)
 
 
 def test_majority_labels(tmp_path, write_raster):

@@ -100,7 +100,7 @@ class Rasters(Dataset[dict[str, Any]]):
         Raises:
             InputError: If a file cannot be read; the message names it.
         """
-        place, at = self._locate(index)
+        place, at = self.locate(index)
         row, col = place.corners[at]
         sample: dict[str, Any] = {'gsd': {}}
         with gdal(any(f.is_remote for layer in place.layers for f in layer.files)):
@@ -113,13 +113,13 @@ class Rasters(Dataset[dict[str, Any]]):
 
     def box(self, index: int) -> tuple[float, float, float, float]:
         """West, south, east, north of a chip, degrees."""
-        place, at = self._locate(index)
+        place, at = self.locate(index)
         west, south, east, north = place.boxes[at].tolist()
         return west, south, east, north
 
     def files(self, index: int) -> list[str]:
         """Paths of the files that a chip is read from."""
-        place, _ = self._locate(index)
+        place, _ = self.locate(index)
         return [f.path for layer in place.layers for f in layer.files]
 
     def groups(self) -> list[list[int]]:
@@ -188,7 +188,8 @@ class Rasters(Dataset[dict[str, Any]]):
             self.left_out += problems
         return chips
 
-    def _locate(self, index: int) -> tuple[Place, int]:
+    def locate(self, index: int) -> tuple[Place, int]:
+        """The place of a chip, and its number there."""
         at = int(np.searchsorted(self.ends, index, side='right'))
         return self.places[at], index - (int(self.ends[at - 1]) if at else 0)
 

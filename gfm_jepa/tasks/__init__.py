@@ -4,6 +4,7 @@ from .base import EncoderConfig, OptimizerConfig, PretrainTask
 from .callbacks import CollapseGuard, OnlineKNN
 from .ijepa import IJEPA
 from .lejepa import LeJEPA
+from .predictions import WriteEmbeddings
 
 __all__ = [
     'IJEPA',
@@ -13,4 +14,5 @@ __all__ = [
     'OnlineKNN',
     'OptimizerConfig',
     'PretrainTask',
+    'WriteEmbeddings',
 ]
