@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def cross_rank_mean(x: Tensor) -> Tensor:
@@ -93,3 +94,136 @@ def view_invariance(projections: Tensor, num_global: int) -> Tensor:
     """
     centre = projections[:num_global].mean(dim=0)
     return (projections - centre).square().mean()
+
+
+class VICReg(nn.Module):
+    """Invariance between two views, a floor under the variance, no covariance.
+
+    For projections X, X' (N, P) of two views, with ``C(X)`` their covariance over samples::
+
+        VICReg = l * 1/(N P) sum (X - X')^2 + m * [v(X) + v(X')] / 2 + n * [c(X) + c(X')]
+        v(X)   = 1/P sum_j max(0, 1 - sqrt(C(X)_jj + 1e-4))
+        c(X)   = 1/P sum_{i != j} C(X)_ij^2
+
+    Covariances divide by N - 1. With V > 2 views the first term is the mean over all pairs, and
+    v and c are averaged over views: c then counts twice its mean, as the sum above does.
+
+    Args:
+        invariance: Weight l.
+        variance: Weight m.
+        covariance: Weight n.
+
+    Source: Bardes, Ponce & LeCun, "VICReg: Variance-Invariance-Covariance Regularization for
+        Self-Supervised Learning" (2022), equations 1 to 6.
+    """
+
+    def __init__(
+        self, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.invariance, self.variance, self.covariance = invariance, variance, covariance
+
+    def forward(self, projections: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the three weighted terms, whose sum is the loss.
+
+        Args:
+            projections: (V, N, P), N above 1 over all ranks.
+        """
+        views, count, width = projections.shape
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        pairs = [(i, j) for i in range(views) for j in range(i)]
+        distance = torch.stack(
+            [(projections[i] - projections[j]).square().mean() for i, j in pairs]
+        )
+        centred = projections - cross_rank_mean(projections.mean(dim=1, keepdim=True))
+        # The mean over all ranks of the products, turned into the unbiased estimate.
+        total = count * world
+        product = centred.mT @ centred / count
+        covariance = cross_rank_mean(product) * (total / (total - 1))
+        deviation = (covariance.diagonal(dim1=1, dim2=2) + 1e-4).sqrt()
+        spread = (1 - deviation).relu().mean()
+        diagonal = torch.eye(width, dtype=torch.bool, device=projections.device)
+        mixing = covariance.masked_fill(diagonal, 0.0).square().sum(dim=(1, 2)) / width
+        return (
+            self.invariance * distance.mean(),
+            self.variance * spread,
+            self.covariance * 2 * mixing.mean(),
+        )
+
+
+def negative_cosine(predictions: Tensor, projections: Tensor) -> Tensor:
+    """Negative cosine similarity to projections that take no gradient, symmetric over two views.
+
+    ``-1/2 mean_n [cos(p_1n, stop(z_2n)) + cos(p_2n, stop(z_1n))]``
+
+    Args:
+        predictions: (2, N, P).
+        projections: (2, N, P), already detached by the caller, whose stop-gradient it is.
+
+    Returns:
+        Scalar, -1 at best.
+
+    Source: Chen & He, "Exploring Simple Siamese Representation Learning" (2021), equations 1 to 4.
+    """
+    return -F.cosine_similarity(predictions, projections.flip(0), dim=-1).mean()
+
+
+def patch_discrimination(
+    predictions: Tensor, targets: Tensor, there: Tensor, temperature: float = 0.1
+) -> Tensor:
+    """Each predicted token should be closest to its own target among those of its sample.
+
+    ``-1/T sum_t log [exp(cos(p_t, y_t)/tau) / sum_u exp(cos(p_t, y_u)/tau)]``, averaged over
+    samples. Targets that equal token t's own (cosine above 0.999: sea, desert) are no negatives.
+
+    Args:
+        predictions: (B, T, D).
+        targets: (B, T, D), without gradient.
+        there: (B, T) boolean, True for a token that counts.
+        temperature: tau.
+
+    Returns:
+        Scalar; samples without targets count as 0.
+
+    Source: Wei et al., "Towards Latent Masked Image Modeling for Self-Supervised Visual
+        Representation Learning" (2024), section 3.3; tau from OlmoEarth (2025).
+    Differs from the source: equal targets are not told apart, since nothing could.
+    """
+    predicted, actual = F.normalize(predictions, dim=-1), F.normalize(targets, dim=-1)
+    same = (actual @ actual.mT) > 0.999
+    own = torch.eye(same.shape[1], dtype=torch.bool, device=same.device)
+    hidden = (same & ~own) | ~there[:, None, :]
+    # A token that is not there still needs one finite entry in its row.
+    logits = (predicted @ actual.mT / temperature).masked_fill(hidden & ~own, -torch.inf)
+    losses = -logits.log_softmax(dim=-1).diagonal(dim1=1, dim2=2)
+    per_sample = losses.masked_fill(~there, 0.0).sum(dim=1) / there.sum(dim=1).clamp_min(1)
+    return per_sample.mean()
+
+
+def info_nce(first: Tensor, second: Tensor, temperature: float = 0.1) -> Tensor:
+    """Each sample's two embeddings should find each other among those of all samples.
+
+    ``-1/(2N) sum_n [log softmax_m(cos(a_n, b_m)/tau)_n + log softmax_m(cos(b_n, a_m)/tau)_n]``
+
+    Args:
+        first: (N, D) embeddings a.
+        second: (N, D) embeddings b of the same samples; on several ranks, negatives come from all.
+        temperature: tau.
+
+    Source: van den Oord et al., "Representation Learning with Contrastive Predictive Coding"
+        (2018), equation 4; symmetric as in Radford et al., "CLIP" (2021).
+    """
+    a, b = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    own = torch.arange(len(a), device=a.device) + rank * len(a)
+    there, back = a @ gather(b).mT / temperature, b @ gather(a).mT / temperature
+    return (F.cross_entropy(there, own) + F.cross_entropy(back, own)) / 2
+
+
+def gather(x: Tensor) -> Tensor:
+    """Join (N, ...) of all ranks along the first axis, differentiably."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        from torch.distributed.nn.functional import all_gather
+
+        return torch.cat(all_gather(x))
+    return x

@@ -205,3 +205,27 @@ class MultiBlock:
         # A sample with next to nothing in its context must not cut those of all the others.
         shortest = max(int(context.sum(dim=1).min()), valid.shape[1] // 8, 1)
         return keep_ids(trim(context, shortest, generator)), keep_ids(targets)
+
+
+@dataclass(frozen=True)
+class RandomCells:
+    """Random cells of the ground grid are seen, and all others predicted, as one block.
+
+    Args:
+        context_share: Lowest and highest share of the cells that is seen, drawn per batch.
+    """
+
+    context_share: tuple[float, float] = (0.25, 0.5)
+
+    def sample(
+        self, valid: Tensor, cells: Tensor, grid: tuple[int, int], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Draw masks; arguments and results are those of `MultiBlock.sample`, with M = 1."""
+        number = grid[0] * grid[1]
+        low, high = self.context_share
+        share = low + (high - low) * float(torch.rand((), generator=generator))
+        count = min(max(round(number * share), 1), number - 1)
+        order = torch.rand(len(valid), number, generator=generator).argsort(dim=1)
+        seen = torch.zeros(len(valid), number, dtype=torch.bool).scatter_(1, order[:, :count], True)
+        valid, context = valid.cpu(), seen[:, cells.cpu()]
+        return keep_ids(context & valid), keep_ids((~context & valid)[:, None])

@@ -149,7 +149,7 @@ class Encoder(nn.Module):
             InputError: If the batch holds no modality of this encoder, or their chips cover
                 different ground.
         """
-        rasters = self._rasters(batch)
+        rasters = self.rasters(batch)
         grids, positions, ids, extents = [], [], [], {}
         for index, name in enumerate(self.patch_embeds):
             if name not in rasters:
@@ -176,12 +176,12 @@ class Encoder(nn.Module):
 
     def valid_patches(self, batch: Batch) -> Tensor:
         """Which tokens are there, (B, N) boolean, without computing them."""
-        rasters = self._rasters(batch)
+        rasters = self.rasters(batch)
         return torch.cat([self._embedder(n).valid_patches(x) for n, x in rasters.items()], dim=1)
 
     def embed_patches(self, batch: Batch) -> tuple[Tensor, Tensor, TokenLayout]:
         """Tokens before the trunk: (B, N, D), valid (B, N), and their layout."""
-        layout, rasters = self.layout(batch), self._rasters(batch)
+        layout, rasters = self.layout(batch), self.rasters(batch)
         pairs = [self._embedder(name)(rasters[name], _gsd(batch, name)) for name in layout.names]
         return torch.cat([p[0] for p in pairs], 1), torch.cat([p[1] for p in pairs], 1), layout
 
@@ -280,7 +280,7 @@ class Encoder(nn.Module):
         assert isinstance(module, PatchEmbed)
         return module
 
-    def _rasters(self, batch: Batch) -> dict[str, Tensor]:
+    def rasters(self, batch: Batch) -> dict[str, Tensor]:
         """Pick this encoder's modalities out of a batch."""
         names = list(self.patch_embeds)
         rasters = {name: batch[name] for name in names if name in batch}

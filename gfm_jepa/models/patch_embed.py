@@ -178,7 +178,12 @@ class PatchEmbed(nn.Module):
             tokens (B, N, D), and valid (B, N), True where a patch has enough valid values. What
             stands in `tokens` where `valid` is False has no meaning.
         """
-        grid = self.grid(tuple(x.shape))
+        tokens, valid = self.project(x)
+        return tokens + self.place(self.grid(tuple(x.shape)), gsd), valid
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same without place and sensor: what a patch holds, wherever it lies."""
+        self.grid(tuple(x.shape))
         self._check_unit(x)
         complete = all_finite(x)
         valid = self._valid_patches(x, complete)
@@ -186,7 +191,7 @@ class PatchEmbed(nn.Module):
         normalised = torch.addcmul(-self.mean / self.std, x.float(), 1 / self.std)
         if not complete:
             normalised.nan_to_num_(0.0, 0.0, 0.0)
-        return self.stem(normalised) + self.place(grid, gsd), valid
+        return self.stem(normalised), valid
 
     def place(self, grid: tuple[int, int], gsd: float | None = None) -> Tensor:
         """What is added to the tokens (N, D): their position on the ground, and their sensor."""

@@ -3,16 +3,22 @@
 from .base import EncoderConfig, OptimizerConfig, PretrainTask
 from .callbacks import CollapseGuard, OnlineKNN
 from .ijepa import IJEPA
+from .latent_mim import LatentMIM
 from .lejepa import LeJEPA
 from .predictions import WriteEmbeddings
+from .simsiam import SimSiam
+from .vicreg import VICReg
 
 __all__ = [
     'IJEPA',
     'CollapseGuard',
     'EncoderConfig',
+    'LatentMIM',
     'LeJEPA',
     'OnlineKNN',
     'OptimizerConfig',
     'PretrainTask',
+    'SimSiam',
+    'VICReg',
     'WriteEmbeddings',
 ]

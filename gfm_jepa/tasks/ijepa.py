@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..masks import MultiBlock, token_cells
+from ..masks import MultiBlock, RandomCells, token_cells
 from ..models import Encoder, Predictor, TokenLayout, Tokens
 from ..models.encoder import masked_mean, take
 from .base import (
@@ -80,10 +80,7 @@ class IJEPA(PretrainTask):
 
     def sample_masks(self, batch: Mapping[str, Any], batch_idx: int) -> tuple[Tensor, Tensor]:
         """Draw context_ids (B, K) and target_ids (B, M, T) of a batch."""
-        layout, valid = self.encoder.layout(batch), self.encoder.valid_patches(batch)
-        cells = token_cells(layout.positions, layout.extent, layout.finest)
-        masks = self.masks.sample(valid, cells, layout.finest, self.generator(batch_idx))
-        return masks[0].to(self.device), masks[1].to(self.device)
+        return sample_masks(self.masks, self.encoder, batch, self.generator(batch_idx))
 
     @torch.no_grad()
     def forward_targets(self, batch: Mapping[str, Any], target_ids: Tensor) -> Tensor:
@@ -118,6 +115,17 @@ class IJEPA(PretrainTask):
         momentum = self.ema[0] + (self.ema[1] - self.ema[0]) * self.progress()
         self.log('ema_momentum', momentum)
         update_ema(self.target_encoder, self.encoder, momentum)
+
+
+def sample_masks(
+    masks: MultiBlock | RandomCells, encoder: Encoder, batch: Mapping[str, Any],
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Draw context_ids (B, K) and target_ids (B, M, T) on the ground grid of a batch."""
+    layout, valid = encoder.layout(batch), encoder.valid_patches(batch)
+    cells = token_cells(layout.positions, layout.extent, layout.finest)
+    context_ids, target_ids = masks.sample(valid, cells, layout.finest, generator)
+    return context_ids.to(valid.device), target_ids.to(valid.device)
 
 
 def masked_smooth_l1(

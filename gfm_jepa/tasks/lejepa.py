@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..losses import SIGReg, view_invariance
 from ..views import Views
-from .base import EncoderConfig, ModalitySpecs, OptimizerConfig, PretrainTask, as_config
+from .base import EncoderConfig, ModalitySpecs, OptimizerConfig
+from .views import ViewTask
 
 
-class LeJEPA(PretrainTask):
+class LeJEPA(ViewTask):
     """``(1 - l) * invariance + l * SIGReg``: no target encoder, no stop-gradient, no predictor.
 
     Args:
@@ -39,11 +39,10 @@ class LeJEPA(PretrainTask):
         projection_dim: int = 64,
         hidden_dim: int = 512,
     ) -> None:
-        self.views = as_config(Views, views)
         self.sigreg_weight = sigreg_weight
         self.num_slices = num_slices
         self.projector_dims = (hidden_dim, projection_dim)
-        super().__init__(modalities, encoder, optimizer)
+        super().__init__(modalities, encoder, optimizer, views)
 
     def configure_models(self) -> None:
         """Build the encoder and the projector."""
@@ -61,15 +60,8 @@ class LeJEPA(PretrainTask):
 
     def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Embed and project all views, and compare them."""
-        views = self.views.make(
-            batch, self.encoder.modalities, self.encoder.config['patch_size'],
-            self.generator(batch_idx),
-        )  # fmt: skip
-        embeddings = torch.cat([self.encoder(view) for view in views])
-        self.log_health(embeddings[: len(embeddings) // self.views.num_global])
-        projections = self.projector(embeddings).unflatten(
-            0, (self.views.num_global + self.views.num_local, -1)
-        )
+        embeddings = self.embed_views(batch, batch_idx)
+        projections = self.projector(embeddings.flatten(0, 1)).unflatten(0, (self.num_views, -1))
         invariance = view_invariance(projections, self.views.num_global)
         sigreg = self.sigreg(projections, self.generator(batch_idx, shared=True))
         if self.training:

@@ -1,0 +1,86 @@
+"""Projectors: small MLPs behind an encoder, and batch norm that spans all ranks."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..losses import cross_rank_mean
+
+
+def projector(dims: Sequence[int], last_norm: bool = False) -> nn.Sequential:
+    """Linear layers with batch norm and ReLU between them.
+
+    Args:
+        dims: Width of the input, of each hidden layer, and of the output.
+        last_norm: Whether a batch norm without scale and shift ends it, as SimSiam's does.
+    """
+    layers: list[nn.Module] = []
+    for i, (width, after) in enumerate(pairwise(dims)):
+        last = i == len(dims) - 2
+        # What a batch norm follows needs no bias.
+        layers.append(nn.Linear(width, after, bias=last and not last_norm))
+        if not last:
+            layers += [nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+        elif last_norm:
+            layers.append(nn.BatchNorm1d(after, affine=False))
+    return nn.Sequential(*layers)
+
+
+class CrossRankBatchNorm(_BatchNorm):
+    """Batch norm whose statistics are those of the joined batch of all ranks, on CPUs too.
+
+    torch's SyncBatchNorm runs on GPUs alone. Ranks hold equally large batches.
+
+    Args:
+        num_features: Channels.
+        eps: Added to the variance.
+        momentum: Of the running statistics.
+        affine: Whether it has scale and shift.
+        track_running_stats: Whether it keeps running statistics.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any (N, C, ...) will do."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (N, C, ...) over N, the other axes and all ranks."""
+        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+            return super().forward(input)
+        axes = [0, *range(2, input.ndim)]
+        shape = [1, -1, *[1] * (input.ndim - 2)]
+        mean = cross_rank_mean(input.mean(dim=axes))
+        centred = input - mean.view(shape)
+        variance = cross_rank_mean(centred.square().mean(dim=axes))
+        if self.running_mean is not None and self.running_var is not None:
+            count = input.numel() // input.shape[1] * dist.get_world_size()
+            rate = self.momentum or 0.1
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.detach(), rate)
+                self.running_var.lerp_(variance.detach() * (count / max(count - 1, 1)), rate)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(1)
+        normalised = centred * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
+        return normalised
+
+
+def span_ranks(module: nn.Module) -> nn.Module:
+    """Replace every batch norm below a module by one that spans ranks; names and weights stay."""
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm) and not isinstance(child, CrossRankBatchNorm):
+            spanning = CrossRankBatchNorm(
+                child.num_features, child.eps, child.momentum, child.affine,
+                child.track_running_stats,
+            )  # fmt: skip
+            spanning.load_state_dict(child.state_dict())
+            spanning.train(child.training)
+            spanning.to(next(iter(child.state_dict().values()), torch.zeros(0)).device)
+            setattr(module, name, spanning)
+        else:
+            span_ranks(child)
+    return module

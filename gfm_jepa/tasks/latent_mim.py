@@ -1,0 +1,118 @@
+"""Latent masked image modelling: tell hidden patches apart by frozen random projections."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..losses import info_nce, patch_discrimination
+from ..masks import RandomCells
+from ..models import PatchEmbed, Predictor
+from ..models.encoder import masked_mean, take
+from .base import (
+    EncoderConfig,
+    ModalitySpecs,
+    OptimizerConfig,
+    PretrainTask,
+    as_config,
+    frozen_copy,
+)
+from .ijepa import sample_masks
+
+
+class LatentMIM(PretrainTask):
+    """Patch discrimination against frozen random projections, and InfoNCE between two maskings.
+
+    The targets are what the patch embedders, as they were initialised, make of each patch: they
+    cannot collapse, and suit maps that only decode, such as DEM and NDVI.
+
+    Args:
+        modalities: What to embed: known names, YAML paths, or mappings of `Modality` fields.
+        encoder: Which encoder to train; its stem must not leak between patches.
+        optimizer: How to train it.
+        masks: How cells are hidden.
+        predictor_dim: Width P of the predictor.
+        predictor_depth: Blocks of the predictor.
+        instance_weight: Of InfoNCE between the embeddings of a sample's two contexts.
+        temperature: Of both losses.
+
+    Raises:
+        InputError: If the stem leaks.
+
+    Source: OlmoEarth (Allen Institute for AI, 2025), "Latent MIM Lite"; Wei et al., "Towards Latent
+        Masked Image Modeling" (2024).
+    """
+
+    def __init__(
+        self,
+        modalities: ModalitySpecs,
+        encoder: EncoderConfig = EncoderConfig(),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        masks: RandomCells = RandomCells(),
+        predictor_dim: int = 96,
+        predictor_depth: int = 2,
+        instance_weight: float = 0.1,
+        temperature: float = 0.1,
+    ) -> None:
+        self.masks = as_config(RandomCells, masks)
+        self.predictor_dims = (predictor_dim, predictor_depth)
+        self.instance_weight = instance_weight
+        self.temperature = temperature
+        super().__init__(modalities, encoder, optimizer)
+
+    def configure_models(self) -> None:
+        """Build the encoder, the frozen projections and the predictor."""
+        if self.encoder_config.stem == 'conv':
+            raise InputError(
+                'The conv stem shows a token the margin of its neighbours, so that masks would not '
+                'hide them; take encoder.stem=linear with this method.'
+            )
+        super().configure_models()
+        self.target_embeds: nn.ModuleDict = frozen_copy(self.encoder.patch_embeds)
+        dim, depth = self.predictor_dims
+        self.predictor = Predictor(self.encoder.embed_dim, len(self.encoder.modalities), dim, depth)
+
+    @torch.no_grad()
+    def forward_targets(self, batch: Mapping[str, Any], target_ids: Tensor) -> Tensor:
+        """Random projections (B, T, D) of the hidden patches, without their place."""
+        names = self.encoder.layout(batch).names
+        rasters = self.encoder.rasters(batch)
+        tokens = []
+        for name in names:
+            embed = self.target_embeds[name]
+            assert isinstance(embed, PatchEmbed)
+            tokens.append(embed.project(rasters[name])[0])
+        return take(torch.cat(tokens, dim=1), target_ids.clamp_min(0))
+
+    def forward_context(
+        self, batch: Mapping[str, Any], context_ids: Tensor, target_ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Predictions (B, T, D) of the hidden tokens, and the embedding (B, D) of the context."""
+        context = self.encoder.forward_tokens(batch, context_ids)
+        predictions = self.predictor(
+            context.values, context.ids, target_ids[:, None], context.layout
+        )
+        return predictions.squeeze(1), masked_mean(context.values, context.valid)
+
+    def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Mask twice, tell the hidden patches apart, and the samples by their contexts."""
+        batch = self.one_date(batch, batch_idx)
+        generator = self.generator(batch_idx)
+        losses, embeddings = [], []
+        for _ in range(2):
+            context_ids, target_ids = sample_masks(self.masks, self.encoder, batch, generator)
+            target_ids = target_ids.squeeze(1)
+            targets = self.forward_targets(batch, target_ids)
+            predictions, embedding = self.forward_context(batch, context_ids, target_ids)
+            there = (target_ids >= 0) & (context_ids >= 0).any(dim=1, keepdim=True)
+            losses.append(patch_discrimination(predictions, targets, there, self.temperature))
+            embeddings.append(embedding)
+        self.log_health(embeddings[0])
+        patches = torch.stack(losses).mean()
+        first, second = (e.nan_to_num(0.0) for e in embeddings)
+        instances = info_nce(first, second, self.temperature)
+        if self.training:
+            self.log_dict({'patches': patches, 'instances': instances})
+        return patches + self.instance_weight * instances

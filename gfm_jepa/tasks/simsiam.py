@@ -1,0 +1,68 @@
+"""SimSiam: one view predicts the other, which takes no gradient."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..losses import negative_cosine
+from ..models.projectors import projector
+from ..views import Views
+from .base import EncoderConfig, ModalitySpecs, OptimizerConfig
+from .views import ViewTask
+
+
+class SimSiam(ViewTask):
+    """Negative cosine between the prediction from one view and the projection of the other.
+
+    Args:
+        modalities: What to embed: known names, YAML paths, or mappings of `Modality` fields.
+        encoder: Which encoder to train.
+        optimizer: How to train it.
+        views: How the two views are made.
+        projection_dim: Width of the projector's three layers.
+        bottleneck_dim: Hidden width of the predictor.
+        stop_gradient: Whether the projections take no gradient; without, it collapses.
+
+    Raises:
+        InputError: If there are not exactly two views.
+
+    Source: Chen & He, "Exploring Simple Siamese Representation Learning" (2021), section 3 and
+        algorithm 1.
+    Differs from the source: a projector of 512 in place of 2048 by default, for small encoders.
+    """
+
+    def __init__(
+        self,
+        modalities: ModalitySpecs,
+        encoder: EncoderConfig = EncoderConfig(stem='conv'),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        views: Views = Views(),
+        projection_dim: int = 512,
+        bottleneck_dim: int = 128,
+        stop_gradient: bool = True,
+    ) -> None:
+        self.projection_dim, self.bottleneck_dim = projection_dim, bottleneck_dim
+        self.stop_gradient = stop_gradient
+        super().__init__(modalities, encoder, optimizer, views)
+        if self.num_views != 2:
+            raise InputError(f'SimSiam compares two views, but {self.num_views} are configured.')
+
+    def configure_models(self) -> None:
+        """Build the encoder, the projector and the predictor."""
+        super().configure_models()
+        width = self.projection_dim
+        self.projector = projector([self.encoder.embed_dim, width, width, width], last_norm=True)
+        self.predictor = projector([width, self.bottleneck_dim, width])
+
+    def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Embed, project and predict both views."""
+        embeddings = self.embed_views(batch, batch_idx)
+        # View by view: the batch norms see one view at a time, as in the source.
+        projections = torch.stack([self.projector(view) for view in embeddings])
+        predictions = torch.stack([self.predictor(view) for view in projections])
+        if self.stop_gradient:
+            projections = projections.detach()
+        return negative_cosine(predictions, projections)

@@ -1,0 +1,47 @@
+"""What methods that compare views of a place share."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..views import Views
+from .base import EncoderConfig, ModalitySpecs, OptimizerConfig, PretrainTask, as_config
+
+
+class ViewTask(PretrainTask):
+    """Base of the tasks that embed several views of each sample.
+
+    Args:
+        modalities: What to embed: known names, YAML paths, or mappings of `Modality` fields.
+        encoder: Which encoder to train.
+        optimizer: How to train it.
+        views: How views are made.
+    """
+
+    def __init__(
+        self,
+        modalities: ModalitySpecs,
+        encoder: EncoderConfig,
+        optimizer: OptimizerConfig,
+        views: Views,
+    ) -> None:
+        self.views = as_config(Views, views)
+        super().__init__(modalities, encoder, optimizer)
+
+    @property
+    def num_views(self) -> int:
+        """Views V of a sample."""
+        return self.views.num_global + self.views.num_local
+
+    def embed_views(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Make the views of a batch and embed them: (V, B, D), the global ones first."""
+        views = self.views.make(
+            batch, self.encoder.modalities, self.encoder.config['patch_size'],
+            self.generator(batch_idx),
+        )  # fmt: skip
+        embeddings = torch.cat([self.encoder(view) for view in views])
+        self.log_health(embeddings[: len(embeddings) // self.views.num_global])
+        by_view: Tensor = embeddings.unflatten(0, (self.num_views, -1))
+        return by_view
