@@ -134,7 +134,7 @@ def _index(words: list[str]) -> None:
     parser.add_argument('--seed', type=int, default=0, help='of the blocks')
     parser.add_argument('--map', type=Path, help='PNG of the splits; beside the index by default')
     args = parser.parse_args(words)
-    from .data.index import IndexSettings, modalities_of, write_index
+    from .data.index import IndexSettings, make_folder, modalities_of, write_index
     from .data.sidecars import Facts
     from .data.splits import SplitRule, draw_splits
 
@@ -145,12 +145,20 @@ def _index(words: list[str]) -> None:
         Facts(bands=tuple(args.bands) if args.bands else None, nodata=args.nodata),
         _filter(args), rule,
     )  # fmt: skip
+    picture = args.map or args.output.with_suffix('.png')
+    if picture.suffix != '.png':
+        raise InputError(f'The map {picture} should be a file that ends in .png.')
+    make_folder(picture.parent)
     print(write_index(args.paths, args.output, settings))
     if rule is not None:
         import geopandas
 
-        picture = args.map or args.output.with_suffix('.png')
-        draw_splits(geopandas.read_parquet(args.output), picture)
+        try:
+            draw_splits(geopandas.read_parquet(args.output), picture)
+        except OSError as error:
+            raise InputError(
+                f'{args.output} is written, but not its map {picture} ({error.strerror}).'
+            ) from error
         print(f'map of the splits: {picture}')
 
 

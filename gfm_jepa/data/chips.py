@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import batched
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,15 @@ class FileChips:
     valid_share: float
 
     @property
+    def on_raster(self) -> NDArray[np.float64]:
+        """(n,) share of each chip that lies on the raster; the rest reaches beyond it."""
+        grid, size = self.file.grid, self.size
+        height = np.minimum(grid.height - self.corners[:, 0], size)
+        width = np.minimum(grid.width - self.corners[:, 1], size)
+        share: NDArray[np.float64] = height * width / size**2
+        return share
+
+    @property
     def boxes(self) -> NDArray[np.float64]:
         """(n, 4) west, south, east, north, degrees."""
         return np.stack(
@@ -88,24 +97,34 @@ class ChipFilter:
     area: str | None = None
     split: str | None = None
 
-    def apply(self, chips: Sequence[FileChips]) -> list[FileChips]:
-        """The chips that pass, without the files of which none does."""
-        area = read_area(Path(self.area)) if self.area else None
-        kept = []
-        for c in chips:
-            keep = (c.valid >= self.min_valid) & ~(c.cloud > self.max_cloud)
-            day = c.file.time[:10]
-            if (self.start and not day >= self.start) or (
-                self.end and not (day and day <= self.end)
-            ):
-                keep[:] = False
-            if area is not None:
-                keep &= shapely.intersects(polygons(c), area)
-            if self.split and c.split.any():
-                keep &= c.split == self.split
-            if keep.any():
-                kept.append(c.take(keep))
-        return kept
+    def mask(self, chips: FileChips, as_partner: bool = False) -> NDArray[np.bool_]:
+        """Which chips of a file pass: (n,) boolean.
+
+        Args:
+            chips: Of one file.
+            as_partner: Whether the file may stand beside an anchor. Only what lies on the raster
+                then counts for `min_valid`, no time is no reason to go, and nor is the split: both
+                are the anchor's.
+
+        Raises:
+            InputError: If the area cannot be read.
+        """
+        valid = chips.valid / np.maximum(chips.on_raster, 1e-6) if as_partner else chips.valid
+        keep: NDArray[np.bool_] = (valid >= self.min_valid) & ~(chips.cloud > self.max_cloud)
+        if not self.in_time(chips.file, undated=as_partner):
+            keep[:] = False
+        if self.area is not None:
+            keep &= shapely.intersects(polygons(chips), read_area(Path(self.area)))
+        if self.split and not as_partner:
+            keep &= chips.split == self.split
+        return keep
+
+    def in_time(self, file: RasterFile, undated: bool) -> bool:
+        """Whether a file's day lies between start and end; `undated` if it has none."""
+        day = file.time[:10]
+        if not (self.start or self.end):
+            return True
+        return (self.start or '') <= day <= (self.end or '9') if day else undated
 
 
 def polygons(chips: FileChips) -> NDArray[Any]:
@@ -115,13 +134,14 @@ def polygons(chips: FileChips) -> NDArray[Any]:
     return footprints
 
 
+@lru_cache(maxsize=4)
 def read_area(path: Path) -> Any:
     """The union of a GeoJSON file's geometries, longitude and latitude."""
     try:
         content = json.loads(path.read_text())
         parts = content.get('features', [content])
         shapes = [shapely.from_geojson(json.dumps(p.get('geometry', p))) for p in parts]
-    except (OSError, ValueError, AttributeError, shapely.errors.GEOSException) as error:
+    except (OSError, ValueError, AttributeError, TypeError, shapely.errors.GEOSException) as error:
         raise InputError(
             f'{path} is not GeoJSON of an area ({type(error).__name__}); give a file with polygons '
             f'in longitude and latitude.'
@@ -137,6 +157,7 @@ def scan(
     said: Facts | None = None,
     lenient: bool = False,
     workers: int = 2,
+    masks: Mapping[str, list[Found]] | None = None,
 ) -> Iterator[tuple[list[FileChips], list[LeftOut]]]:
     """Cut files into chips, many at a time, in order.
 
@@ -148,6 +169,7 @@ def scan(
         said: What the command line says of all rasters.
         lenient: Whether wrong band counts and sidecars are reported, not raised.
         workers: Threads; GDAL decodes outside of Python's lock.
+        masks: Cloud masks by folder, if `found` is a part of what there is.
 
     Yields:
         For each found path, its chips, and paths that are left out with one phrase that says why.
@@ -155,7 +177,7 @@ def scan(
     Raises:
         InputError: See `recognise`.
     """
-    masks = _cloud_masks(found)
+    masks = cloud_masks(found) if masks is None else masks
     one = partial(_scan_one, modalities=modalities, size=size, stride=stride, said=said,
                   lenient=lenient, masks=masks)  # fmt: skip
     with ThreadPoolExecutor(workers) as pool:
@@ -170,6 +192,9 @@ def _scan_one(
     """The chips of one path."""
     chips: list[FileChips] = []
     left_out: list[LeftOut] = []
+    name = found.path.encode('utf-8', 'backslashreplace').decode()
+    if name != found.path:
+        return chips, [(name, 'has a name that is not UTF-8; rename it')]
     try:
         for file in recognise(found, modalities, said):
             if isinstance(file, str):
@@ -251,7 +276,7 @@ def _is_integer(source: Source) -> bool:
     return all('int' in k for k in kinds)
 
 
-def _cloud_masks(found: Sequence[Found]) -> dict[str, list[Found]]:
+def cloud_masks(found: Sequence[Found]) -> dict[str, list[Found]]:
     """Cloud masks by folder: they count for the rasters beside them."""
     names = [a.lower() for a in CLOUD_MASK.aliases]
     masks: dict[str, list[Found]] = {}
@@ -268,12 +293,18 @@ def _cloud_shares(
     """Share of each chip under cloud, by the mask in its folder whose time is not another."""
     unknown = np.full(len(corners), np.nan, dtype=np.float32)
     for found in masks:
-        for mask in recognise(found, [CLOUD_MASK]):
-            if isinstance(mask, str) or (mask.time and file.time and mask.time != file.time):
+        try:
+            candidates = [m for m in recognise(found, [CLOUD_MASK]) if isinstance(m, RasterFile)]
+        except InputError:  # its own line in the report says what is wrong with it
+            continue
+        for mask in candidates:
+            if mask.time and file.time and mask.time != file.time:
                 continue
             source = mask.open(file.grid)
             try:
                 clouds = mask.read(source)[0]
+            except InputError:
+                continue
             finally:
                 source.close()
             there = np.isfinite(clouds)

@@ -52,13 +52,9 @@ def find_rasters(paths: Sequence[str | Path], modalities: Sequence[Modality]) ->
         folder = Path(place).expanduser()
         if not folder.exists():
             raise InputError(f'There is no file or folder {folder}; check the path.')
-        files = sorted(_walk(folder))
+        files = [f for path in sorted(_walk(folder)) for f in _inside(path)]
         groups, grouped = _bands_of_products(files, modalities)
-        for path in files:
-            if path.suffix == '.zip' and not path.name.endswith('.zarr.zip'):
-                found += [Found(name, stated) for name in _inside_zip(path)]
-            elif path not in grouped:
-                found.append(Found(str(path), stated))
+        found += [Found(_name(path), stated) for path in files if path not in grouped]
         found += [Found(name, stated, tuple(parts)) for name, parts in sorted(groups.items())]
     if not found:
         raise InputError(
@@ -81,29 +77,38 @@ def _split(entry: str, modalities: Sequence[Modality]) -> tuple[str, str]:
     return rest, name
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
     """Rasters below a folder; a zarr store is one, not the files in it."""
-    if folder.is_file() or is_store(folder):
+    if folder.is_file() or is_store(folder) or folder.suffix == '.zarr':
         yield folder
+        return
+    own = folder.resolve()
+    if own in above:  # a link to a folder that it lies in
         return
     for path in folder.iterdir():
         if path.is_dir():
-            yield from _walk(path)
+            yield from _walk(path, above | {own})
         elif path.suffix.lower() in SUFFIXES:
             yield path
 
 
-def _inside_zip(path: Path) -> list[str]:
-    """GDAL's names of the rasters in a zip."""
+def _inside(path: Path) -> list[Path]:
+    """The rasters in a zip, below GDAL's prefix for it; else the path itself."""
+    if path.suffix.lower() != '.zip' or path.name.endswith('.zarr.zip'):
+        return [path]
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(archive.namelist())
     except (zipfile.BadZipFile, OSError):
-        return [str(path)]  # opening it will tell what is wrong
+        return [path]  # opening it will tell what is wrong
     inside = SUFFIXES - {'.zip', '.zarr'}
-    return [
-        f'/vsizip/{path.resolve()}/{name}' for name in names if Path(name).suffix.lower() in inside
-    ]
+    prefix = Path(f'/vsizip{path.resolve()}')
+    return [prefix / name for name in names if Path(name).suffix.lower() in inside]
+
+
+def _name(path: Path) -> str:
+    """A path as text; GDAL wants a second slash where an absolute path follows its prefix."""
+    return str(path).replace('/vsizip/', '/vsizip//', 1)
 
 
 def _bands_of_products(
@@ -138,8 +143,9 @@ def _bands_of_products(
         if last.lower() not in known or size < known[last.lower()][0]:
             known[last.lower()] = (size, path)
     products = {
-        key: [(tokens[band], str(path)) for band, (_, path) in sorted(parts.items())]
+        _name(Path(key)): [(tokens[band], _name(path)) for band, (_, path) in sorted(parts.items())]
         for key, parts in groups.items()
         if len(parts) > 1
     }
-    return products, set().union(*(members[key] for key in products))
+    grouped = {path for key, parts in groups.items() if len(parts) > 1 for path in members[key]}
+    return products, grouped

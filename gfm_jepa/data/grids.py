@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.crs import CRS
 from rasterio.warp import calculate_default_transform, transform_bounds
+from rasterio.warp import transform as warp_points
 
 Box = tuple[float, float, float, float]
 
@@ -62,7 +63,10 @@ class Grid:
         x = self.transform.c + cols * self.transform.a
         y = self.transform.f + rows * self.transform.e
         lon, lat = _to_degrees(self.crs.to_wkt()).transform(x.ravel(), y.ravel())
-        return np.reshape(lon, x.shape), np.reshape(lat, x.shape)
+        lon, lat = np.reshape(lon, x.shape), np.reshape(lat, x.shape)
+        # Across the date line, longitudes count on beyond 180.
+        first = np.where(np.ptp(lon, axis=1, keepdims=True) > 180, 0.0, -360.0)
+        return np.where(lon < first, lon + 360, lon), lat
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the index."""
@@ -95,21 +99,24 @@ def grid_of(source: rasterio.DatasetReader) -> tuple[Grid, bool]:
         left, bottom, right, top = transform_bounds(crs, 'EPSG:4326', *source.bounds)
         zone = int(((left + right) / 2 + 180) // 6) % 60 + 1
         crs = CRS.from_epsg((32600 if bottom + top >= 0 else 32700) + zone)
-    # From the transform, not the bounds: the bounds of a rotated raster are not its outline.
-    rows, cols = [0, 0, source.height, source.height], [0, source.width, source.width, 0]
-    xs, ys = zip(*(own @ (c, r) for r, c in zip(rows, cols, strict=True)), strict=True)
-    if own.b or own.d:
-        left, bottom, right, top = min(xs), min(ys), max(xs), max(ys)
-        step = math.sqrt(abs(own.a * own.e - own.b * own.d))
-        width, height = math.ceil((right - left) / step), math.ceil((top - bottom) / step)
-        placed = calculate_default_transform(
-            source.crs, crs, width, height, left, bottom, right, top
-        )
-    else:
-        placed = calculate_default_transform(
-            source.crs, crs, source.width, source.height, *source.bounds
-        )
+    # The outline from the transform: the bounds of a rotated raster are not its outline.
+    ends = [own @ (c, r) for r in (0, source.height) for c in (0, source.width)]
+    left, right = min(x for x, _ in ends), max(x for x, _ in ends)
+    bottom, top = min(y for _, y in ends), max(y for _, y in ends)
+    gsd = _ground_step(source, crs)
+    placed = calculate_default_transform(
+        source.crs, crs, source.width, source.height, left, bottom, right, top, resolution=gsd
+    )
     return Grid(crs, placed[0], placed[1], placed[2]), True
+
+
+def _ground_step(source: rasterio.DatasetReader, crs: CRS) -> float:
+    """Side of a square as large as the raster's central pixel, metres."""
+    col, row = source.width // 2, source.height // 2
+    corners = [source.transform @ (col + i, row + j) for i, j in ((0, 0), (1, 0), (0, 1))]
+    xs, ys = warp_points(source.crs, crs, *map(list, zip(*corners, strict=True)))
+    across, down = (xs[1] - xs[0], ys[1] - ys[0]), (xs[2] - xs[0], ys[2] - ys[0])
+    return math.sqrt(abs(across[0] * down[1] - across[1] * down[0]))
 
 
 @lru_cache(maxsize=256)

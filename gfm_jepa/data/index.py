@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from .. import __version__
 from ..errors import InputError
 from ..modalities import CLOUD_MASK, LABELS, MODALITIES, Modality, resolve
-from .chips import ChipFilter, FileChips, LeftOut, polygons, scan
+from .chips import ChipFilter, FileChips, LeftOut, cloud_masks, polygons, scan
 from .finding import Found, find_rasters
 from .recognition import UNRECOGNISED
 from .sidecars import Facts
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     import geopandas
 
 FILES_PER_PART = 128
+_FORMAT = 1  # of the rows; parts of another one are not taken
 _KEY = b'gfm_jepa'
 
 
@@ -79,7 +79,7 @@ def write_index(paths: Sequence[str], output: Path, settings: IndexSettings) -> 
     fingerprint = _fingerprint(found, settings)
     if parts.is_dir() and _read(parts / 'fingerprint') != fingerprint:
         shutil.rmtree(parts)
-    parts.mkdir(parents=True, exist_ok=True)
+    make_folder(parts)
     write_whole(parts / 'fingerprint', fingerprint.encode())
     _write_parts(found, parts, settings)
     table, left_out = _join_parts(parts, len(found))
@@ -171,6 +171,7 @@ def _write_parts(found: Sequence[Found], parts: Path, settings: IndexSettings) -
     missing = [s for s in starts if not (parts / f'{s:09d}.parquet').exists()]
     # A cloud mask is an own row too: a user who looks for it should find it.
     modalities = (*settings.modalities, CLOUD_MASK)
+    masks = cloud_masks(found)
     with tqdm(total=len(found), desc='Indexing', unit='file', delay=2) as bar:
         bar.update(len(found) - sum(len(found[s : s + FILES_PER_PART]) for s in missing))
         for start in missing:
@@ -179,9 +180,10 @@ def _write_parts(found: Sequence[Found], parts: Path, settings: IndexSettings) -
             left_out: list[LeftOut] = []
             for chips, problems in scan(
                 some, modalities, settings.chip_size, settings.stride or settings.chip_size,
-                settings.said, lenient=True, workers=os.cpu_count() or 1,
+                settings.said, lenient=True, workers=os.cpu_count() or 1, masks=masks,
             ):  # fmt: skip
-                kept = settings.keep.apply(chips)
+                masked = [(c, settings.keep.mask(c, as_partner=True)) for c in chips]
+                kept = [c.take(keep) for c, keep in masked if keep.any()]
                 gone = {c.file.path for c in chips} - {c.file.path for c in kept}
                 rows += kept
                 left_out += problems + [(p, 'has no chip that passes the filters') for p in gone]
@@ -270,18 +272,31 @@ def write_whole(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, with those above it.
+
+    Raises:
+        InputError: If that cannot be done.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f'Nothing can be written at {path.parent} ({error.strerror}); name another output.'
+        ) from error
+
+
 def _fingerprint(found: Sequence[Found], settings: IndexSettings) -> str:
     """What an index is made of: files with size and time of change, and settings."""
-    made_by = {'settings': asdict(settings), 'version': __version__, 'files': FILES_PER_PART}
+    made_by = {'settings': asdict(settings), 'format': _FORMAT, 'files': FILES_PER_PART}
     content = json.dumps(made_by, sort_keys=True, default=str)
     digest = hashlib.sha256(content.encode())
     for f in found:
         for path in [p for _, p in f.parts] or [f.path]:
             local = Path(path)
             stat = local.stat() if local.exists() else None
-            digest.update(
-                f'{path} {f.stated} {stat and (stat.st_size, stat.st_mtime_ns)}\n'.encode()
-            )
+            line = f'{path} {f.stated} {stat and (stat.st_size, stat.st_mtime_ns)}\n'
+            digest.update(line.encode('utf-8', 'surrogateescape'))
     return digest.hexdigest()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from .chips import FileChips
+from .chips import ChipFilter, FileChips
 from .grids import Grid
 from .raster_files import RasterFile
 
@@ -67,7 +67,11 @@ class Place:
 
 
 def join(
-    chips: Sequence[FileChips], order: Sequence[str], patch_size: int, num_dates: int = 1
+    chips: Sequence[FileChips],
+    order: Sequence[str],
+    patch_size: int,
+    num_dates: int = 1,
+    keep: ChipFilter = ChipFilter(min_valid=0.0),
 ) -> list[Place]:
     """Join modalities on the ground.
 
@@ -81,11 +85,16 @@ def join(
         patch_size: Layers of another gsd are so many pixels wide, or a multiple.
         num_dates: Dates of the anchor's modality that a sample holds: 1 makes each date a sample
             of its own, 0 takes all that there are.
+        keep: Which chips may be anchors.
     """
     files = sorted(chips, key=lambda c: order.index(c.file.modality.name))
     if not files:
         return []
     outlines = np.array([_outline(c) for c in files])
+    boxes_of = [c.boxes for c in files]
+    if (outlines[:, 2] > 180).any():  # across the date line: one side counts on beyond 180
+        for box in (outlines, *boxes_of):
+            box[box[:, 2] < -90] += (360, 0, 360, 0)
     tree = shapely.STRtree(shapely.box(*outlines.T))
     near: list[list[int]] = [[] for _ in files]
     for i, j in zip(*tree.query(tree.geometries, predicate='intersects'), strict=True):
@@ -94,18 +103,18 @@ def join(
     for i, anchor in enumerate(files):
         rank = order.index(anchor.file.modality.name)
         earlier = [j for j in near[i] if order.index(files[j].file.modality.name) < rank]
-        boxes = _clip(anchor.boxes, outlines[i])
+        boxes = _clip(boxes_of[i], outlines[i])
         covered = np.zeros(len(boxes))
         for j in earlier:
             covered = np.maximum(covered, _coverage(boxes, outlines[j]))
         dates, others = _dates(i, files, near[i], outlines, num_dates)
-        free = (covered < 0.5) & ~others
+        free = (covered < 0.5) & ~others & keep.mask(anchor)
         if not free.any():
             continue
         own = anchor.take(free)
         partners = [
             _partners(dates, [j for j in near[i] if files[j].file.modality.name == name],
-                      files, outlines, _clip(own.boxes, outlines[i]))
+                      files, outlines, boxes[free])
             for name in order[rank + 1 :]
         ]  # fmt: skip
         choices = np.concatenate(
@@ -204,8 +213,10 @@ def _place(chips: FileChips, layers: Sequence[Sequence[RasterFile]], patch_size:
     anchor = chips.file
     made = tuple(_layer(anchor, chips.size, files, patch_size) for files in layers)
     unit = math.lcm(*(chips.size // math.gcd(chips.size, x.size) for x in made))
-    corners, first = np.unique(chips.corners // unit * unit, axis=0, return_index=True)
-    return Place(made, corners, chips.boxes[first])
+    corners = np.unique(chips.corners // unit * unit, axis=0)
+    lon, lat = anchor.grid.corners(corners, (chips.size, chips.size))
+    boxes = np.stack([lon.min(1), lat.min(1), lon.max(1), lat.max(1)], axis=1)
+    return Place(made, corners, boxes)
 
 
 def _layer(

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Protocol
 from xml.sax.saxutils import escape
 
@@ -241,11 +242,25 @@ class RasterFile:
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         # 0 is a nodata value, and no default: only what equals its default goes.
         plain = {f.name: own[f.name] for f in fields(self) if own[f.name] != f.default}
-        return {**plain, 'modality': self.modality.name, 'grid': self.grid.to_dict()}
+        own_bands = list(self.modality.bands)
+        return {
+            **plain, 'modality': self.modality.name, 'bands': own_bands,
+            'grid': self.grid.to_dict(),
+        }  # fmt: skip
 
     @classmethod
     def from_dict(cls, written: dict[str, Any], modality: Modality) -> 'RasterFile':
-        """What `to_dict` wrote."""
+        """What `to_dict` wrote.
+
+        Raises:
+            InputError: If the modality has other bands than when it was written.
+        """
+        bands = written.pop('bands')
+        if bands != list(modality.bands):
+            raise InputError(
+                f'{written["path"]} was indexed with the bands {" ".join(bands)} of '
+                f'{modality.name}, which now has {" ".join(modality.bands)}; index it again.'
+            )
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in written.items()
         }
@@ -259,6 +274,11 @@ def gdal(remote: bool = False) -> rasterio.Env:
     if 'GDAL_CACHEMAX' not in os.environ:
         options['GDAL_CACHEMAX'] = BLOCK_CACHE
     return rasterio.Env(**options)
+
+
+def absolute(path: str) -> str:
+    """A local path that holds from any folder; names of GDAL's own stay."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def gdal_name(uri: str) -> str:
@@ -294,7 +314,7 @@ def stack_bands(
             f'<VRTRasterBand dataType="{kinds.get(dtype, dtype.title().replace("int", "Int"))}" '
             f'band="{i + 1}"><Description>{escape(name)}</Description>{missing}'
             f'<SimpleSource resampling="{"nearest" if nodata is not None else "bilinear"}">'
-            f'<SourceFilename relativeToVRT="0">{escape(source.name)}</SourceFilename>'
+            f'<SourceFilename relativeToVRT="0">{escape(absolute(source.name))}</SourceFilename>'
             f'<SourceBand>{number}</SourceBand><SrcRect {size}/>'
             f'<DstRect xOff="0" yOff="0" xSize="{finest.width}" ySize="{finest.height}"/>'
             f'</SimpleSource></VRTRasterBand>'

@@ -74,8 +74,14 @@ class Rasters(Dataset[dict[str, Any]]):
             chips, self.chip_size, self.stride = read_index(Path(index[0]), self.modalities)
         self._check_size()
         some = chips if index else self._scan(paths, strict)
-        chips = keep.apply(some)
-        self.places = join(chips, [m.name for m in modalities], patch_size, num_dates)
+        if keep.split and not any(c.split.any() for c in some):
+            raise InputError(
+                f'There are no splits, so that {keep.split!r} is none; make an index with --split.'
+            )
+        self.file_chips = some
+        chips = [c for c in some if keep.in_time(c.file, undated=True)]
+        order = [m.name for m in modalities]
+        self.places = join(chips, order, patch_size, num_dates, keep)
         self.valid_share = {c.file.path: c.valid_share for c in chips}
         self.ends = np.cumsum([len(p.corners) for p in self.places])
         if not self.places:

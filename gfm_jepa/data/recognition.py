@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import rasterio
 from affine import Affine
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -20,7 +22,7 @@ from ..errors import InputError
 from ..modalities import Modality
 from .finding import Found
 from .grids import grid_of
-from .raster_files import RasterFile, gdal, gdal_name, reason, stack_bands
+from .raster_files import RasterFile, absolute, gdal, gdal_name, reason, stack_bands
 from .sidecars import Facts, baseline_of, facts_of, time_of
 from .zarr_cubes import find_cubes, is_store
 
@@ -94,7 +96,10 @@ def _recognise(
     band_ids, by_name = _match_bands(found.path, names, len(header.bands), modality)
     if header.crs is None or header.transform is None or header.transform.is_identity:
         return 'has no CRS and transform, so that its place on the ground is unknown'
-    grid, warped = grid_of(header)
+    try:
+        grid, warped = grid_of(header)
+    except (RasterioError, CPLE_BaseError, ValueError, OverflowError) as error:
+        return f'has no place on the ground that its CRS allows ({reason(error)})'
     if header.number:
         band_ids = tuple(header.number[i - 1] if i else 0 for i in band_ids)
     nodata = facts.nodata if facts.nodata is not None else header.nodata
@@ -127,12 +132,12 @@ def _headers(found: Found) -> list[Header] | str:
                     if broken := _truncation(part, source):
                         return f'{broken} ({part})'
                     bands.append((name, source, 1))
-                return [_stacked(bands)]
+                return _unlike_ground([s for _, s, _ in bands]) or [_stacked(bands)]
             source = stack.enter_context(rasterio.open(gdal_name(found.path)))
             if broken := _truncation(found.path, source):
                 return broken
             if source.count:
-                return [_header(source, found.path)]
+                return [_header(source, absolute(found.path))]
             parts = [stack.enter_context(rasterio.open(name)) for name in source.subdatasets]
             singles = [(s.name.rpartition(':')[2], s, 1) for s in parts if s.count == 1]
             headers = [_header(s, s.name) for s in parts if s.count > 1]
@@ -140,6 +145,17 @@ def _headers(found: Found) -> list[Header] | str:
             return [*headers, *([_stacked(placed)] if placed else [])] or 'holds no raster'
     except RasterioError as error:
         return f'cannot be opened ({reason(error)})'
+
+
+def _unlike_ground(sources: Sequence[rasterio.DatasetReader]) -> str | None:
+    """Tell whether one-band files do not show the same ground."""
+    first = sources[0]
+    for other in sources[1:]:
+        pixel = max(abs(first.transform.a), abs(other.transform.a))
+        gaps = [abs(a - b) for a, b in zip(first.bounds, other.bounds, strict=True)]
+        if first.crs != other.crs or max(gaps) > 1.5 * pixel:
+            return f'has bands of different ground ({first.name} and {other.name})'
+    return None
 
 
 def _header(source: rasterio.DatasetReader, uri: str) -> Header:
@@ -182,7 +198,7 @@ def _zarr_headers(path: Path) -> list[Header] | str:
     """Headers of the arrays of a zarr store."""
     try:
         cubes = list(find_cubes(path))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
         return f'cannot be opened ({reason(error)})'
     return [
         Header(c.uri, c.bands, c.crs, c.transform, c.shape[1], c.shape[0], c.nodata,
@@ -291,7 +307,7 @@ def _in_unit(file: RasterFile, header: Header, facts: Facts) -> RasterFile:
     product = [p.name for p in Path(file.path).parents] + [Path(file.path).name]
     baseline = facts.baseline or baseline_of(product)
     if baseline:
-        there, how = float(baseline) >= 4, f'baseline {baseline}'
+        there, how = baseline >= 4, f'baseline {baseline:05.2f}'
     else:
         there, how = _offset_in_data(file)
     if not there:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -31,7 +31,7 @@ class Facts:
         scale: Factor that turns stored values into physical ones, one or one per band.
         offset: Added after `scale`.
         time: Acquisition, ISO 8601, UTC.
-        baseline: Sentinel-2 processing baseline, such as ``04.00``.
+        baseline: Sentinel-2 processing baseline, such as 4.0.
     """
 
     modality: str | None = None
@@ -40,7 +40,7 @@ class Facts:
     scale: tuple[float, ...] | None = None
     offset: tuple[float, ...] | None = None
     time: str | None = None
-    baseline: str | None = None
+    baseline: float | None = None
 
     def over(self, other: 'Facts') -> 'Facts':
         """What self says, and where it says nothing, what `other` does."""
@@ -78,11 +78,11 @@ def time_of(texts: Sequence[str]) -> str | None:
     return None
 
 
-def baseline_of(texts: Sequence[str]) -> str | None:
-    """Sentinel-2 processing baseline out of a product name (``_N0400_``), as ``04.00``."""
+def baseline_of(texts: Sequence[str]) -> float | None:
+    """Sentinel-2 processing baseline out of a product name (``_N0400_`` is 4.0)."""
     for text in texts:
         if found := re.search(r'_N(\d\d)(\d\d)_R\d{3}', text):
-            return f'{found[1]}.{found[2]}'
+            return float(f'{found[1]}.{found[2]}')
     return None
 
 
@@ -90,24 +90,40 @@ def _from_yaml(path: Path) -> Facts:
     """Read our own sidecar."""
     try:
         content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f'{path} is not YAML: {str(error).splitlines()[0]}.') from error
-    known = {f.name for f in fields(Facts)}
     # A modality file that `gfm-jepa stats` wrote may lie there too: it is no sidecar.
     if not isinstance(content, dict) or {'name', 'gsd', 'unit'} <= set(content):
         return Facts()
-    if unknown := set(content) - known:
+    known = {f.name for f in fields(Facts)}
+    if unknown := {str(key) for key in content} - known:
         raise InputError(
             f'{path} has the field {sorted(unknown)[0]!r}; a sidecar has '
             f'{", ".join(sorted(known))}.'
         )
-    for key in ('bands', 'scale', 'offset'):
-        if key in content:
-            value = content[key]
-            content[key] = tuple(value) if isinstance(value, list) else (value,)
-    if 'time' in content:
-        content['time'] = time_of([str(content['time'])])
-    return Facts(**content)
+    return _as_facts(content, path)
+
+
+def _as_facts(content: Mapping[str, Any], path: Path) -> Facts:
+    """Bring values to their types, or say which one is none."""
+    kinds: dict[str, Callable[[Any], Any]] = {
+        'modality': str, 'nodata': float, 'baseline': float, 'bands': _tuple_of(str),
+        'scale': _tuple_of(float), 'offset': _tuple_of(float),
+        'time': lambda value: time_of([str(value)]),
+    }  # fmt: skip
+    values = {}
+    for key, value in content.items():
+        try:
+            values[key] = None if value is None else kinds[key](value)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f'{path} has {key}: {value!r}, which is not what it should be ({error}).'
+            ) from error
+    return Facts(**values)
+
+
+def _tuple_of(kind: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    return lambda value: tuple(map(kind, value if isinstance(value, list) else [value]))
 
 
 @lru_cache(maxsize=64)
@@ -121,9 +137,15 @@ def _stac_items(folder: Path) -> dict[str, Facts]:
             item = json.loads(path.read_text())
         except ValueError:  # not JSON, or not text; nothing says that it should be an Item
             continue
-        if isinstance(item, dict) and item.get('type') == 'Feature' and 'assets' in item:
-            for asset in item['assets'].values():
-                found[str(asset.get('href', '')).rsplit('/', 1)[-1]] = _from_stac(item, asset)
+        if not isinstance(item, dict) or item.get('type') != 'Feature':
+            continue
+        assets = item.get('assets')
+        for asset in assets.values() if isinstance(assets, dict) else ():
+            name = str(asset.get('href', '')) if isinstance(asset, dict) else ''
+            try:
+                found[name.rsplit('/', 1)[-1]] = _from_stac(item, asset)
+            except (AttributeError, TypeError, ValueError):  # not as STAC has it: it says nothing
+                continue
     return found
 
 
@@ -149,5 +171,5 @@ def _from_stac(item: Mapping[str, Any], asset: Mapping[str, Any]) -> Facts:
         scale=per_band('scale'),
         offset=per_band('offset'),
         time=time_of([str(time)]) if time else None,
-        baseline='01.00' if applied else baseline,
+        baseline=1.0 if applied else None if baseline is None else float(baseline),
     )

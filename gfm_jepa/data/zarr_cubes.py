@@ -87,7 +87,7 @@ def find_cubes(path: Path) -> Iterator[Cube]:
         dates = _dates(group, times)
         for t, date in zip(times, dates, strict=True):
             shape = int(array.shape[-2]), int(array.shape[-1])
-            uri = 'zarr:' + json.dumps({'store': str(path), 'array': name, 'time': t})
+            uri = 'zarr:' + json.dumps({'store': str(path.resolve()), 'array': name, 'time': t})
             yield Cube(uri, tuple(map(str, bands)), crs, transform, shape,
                        str(array.dtype), None if fill is None else float(fill), date)  # fmt: skip
 

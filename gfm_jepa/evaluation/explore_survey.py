@@ -77,21 +77,6 @@ class Survey:
     settings: SurveySettings
 
 
-@dataclass(frozen=True)
-class _Recorder(ChipFilter):
-    """A filter that remembers the chips, whose shares and splits `Rasters` does not keep."""
-
-    shown: list[FileChips] = field(default_factory=list)
-    kept: list[FileChips] = field(default_factory=list)
-
-    def apply(self, chips: Sequence[FileChips]) -> list[FileChips]:
-        """The chips that pass."""
-        kept = super().apply(chips)
-        self.shown.extend(chips)
-        self.kept.extend(kept)
-        return kept
-
-
 def survey(
     paths: Sequence[str | Path], modalities: Sequence[Modality], settings: SurveySettings
 ) -> Survey:
@@ -105,24 +90,26 @@ def survey(
     Raises:
         InputError: If there is no raster or no usable chip, or a file cannot be read.
     """
-    recorder = _Recorder(**vars(settings.keep))
     rasters = Rasters(
-        paths, modalities, settings.chip_size, settings.stride, settings.patch_size, keep=recorder
-    )
+        paths, modalities, settings.chip_size, settings.stride, settings.patch_size,
+        keep=settings.keep,
+    )  # fmt: skip
+    masked = [(c, settings.keep.mask(c, as_partner=True)) for c in rasters.file_chips]
+    kept = [c.take(keep) for c, keep in masked if keep.any()]
     drawn = draw(rasters, settings.chips, settings.seed)
     looks = {
         m.name: Look(m, chips, len(drawn.get(m.name, ())), settings.seed)
         for m in modalities
-        if (chips := _of(recorder.kept, m.name))
+        if (chips := _of(kept, m.name))
     }
     examples = _read(rasters, drawn, looks)
-    passed = {c.file.path for c in recorder.kept}
-    gone = sorted({c.file.path for c in recorder.shown} - passed)
+    passed = {c.file.path for c in kept}
+    gone = sorted({c.file.path for c in rasters.file_chips} - passed)
     left_out = [
         *_left_out(paths, rasters),
         *((p, 'has no chip that passes the filters') for p in gone),
     ]
-    shown = {m.name: chips for m in modalities if (chips := _of(recorder.shown, m.name))}
+    shown = {m.name: chips for m in modalities if (chips := _of(rasters.file_chips, m.name))}
     return Survey(rasters, looks, shown, examples, left_out, settings)
 
 
