@@ -106,7 +106,7 @@ def raw_share(rasters: Rasters, count: int) -> float:
     In turns of some chips each, so that a machine that slows down slows both; the blocks that one
     of them has decoded are pushed out of GDAL's cache before the other comes to them.
     """
-    order = torch.randperm(len(rasters), generator=torch.Generator().manual_seed(1)).tolist()
+    order = [i for batch in GroupBatchSampler(rasters.groups(), BATCH, seed=1) for i in batch]
     handles: dict[str, Any] = {}
 
     def bare(index: int) -> None:
@@ -131,7 +131,7 @@ def raw_share(rasters: Rasters, count: int) -> float:
 
 
 def peak_mb(folder: Path, chip: int) -> float:
-    """Peak memory of a fresh process that indexes a folder and reads 600 chips of it, MB."""
+    """Peak memory of a fresh process that indexes a folder and reads 40 batches of it, MB."""
     command = [sys.executable, __file__, '--memory-of', str(folder), '--chip', str(chip)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
@@ -176,9 +176,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.memory_of:
         rasters = Rasters([args.memory_of], [S2_L2A], args.chip)
-        order = torch.randperm(len(rasters), generator=torch.Generator().manual_seed(0))[:600]
-        for index in order.tolist():
-            rasters[index]
+        # From all over the epoch, so that as many files are touched as the epoch touches.
+        batches = list(GroupBatchSampler(rasters.groups(), BATCH))
+        for batch in batches[:: max(len(batches) // 40, 1)]:
+            for index in batch:
+                rasters[index]
         # Not ru_maxrss: a process inherits that of the one which started it.
         status = Path('/proc/self/status').read_text()
         print(int(status.split('VmHWM:')[1].split()[0]) / 1024)

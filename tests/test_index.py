@@ -245,6 +245,14 @@ def test_a_cache_keeps_groups_nan_and_says_what_it_is(archive, tmp_path):
     meta = dict(zarr.open_group(tmp_path / 'c.zarr', mode='r').attrs)
     assert meta['modalities'][0]['bands'] == ['B1', 'B2', 'B3'] and len(meta['files']) == 12
     assert len(CachedChips(tmp_path / 'c.zarr', [DEM])) == 24
+    # Ours reads shards by itself; zarr reads the same out of them.
+    by_zarr = zarr.open_array(tmp_path / 'c.zarr', path='group0/s2', mode='r')
+    assert by_zarr.shards == (64, 3, 96, 96)
+    assert all(np.array_equal(by_zarr[i], cached[i]['s2'].numpy()) for i in range(24))
+    shard = tmp_path / 'c.zarr/group0/relief/c/0/0/0/0'
+    shard.write_bytes(shard.read_bytes()[-3000:])
+    with pytest.raises(InputError, match=r'is damaged at group0/relief, chip 20'):
+        CachedChips(tmp_path / 'c.zarr', [S2, DEM])[20]
     with pytest.raises(InputError, match='not ndvi with the'):
         CachedChips(tmp_path / 'c.zarr', [NDVI])
     with pytest.raises(InputError, match='is there already'):

@@ -11,7 +11,7 @@ from rasterio.warp import transform as warp_points
 from gfm_jepa import InputError
 from gfm_jepa.data import Rasters
 from gfm_jepa.data.rasters import collate
-from gfm_jepa.data.samplers import GroupBatchSampler, ResumableLoader
+from gfm_jepa.data.samplers import GroupBatchSampler, ResumableLoader, shuffled
 from gfm_jepa.data.statistics import RunningStatistics, describe
 
 S2, RELIEF = sensor('s2', 3), sensor('relief', 1, gsd=30.0)
@@ -228,3 +228,13 @@ def test_files_are_closed(tmp_path, write_raster):
     with rasterio.open(path) as source:
         expected = torch.from_numpy(source.read(window=((0, 48), (0, 48))).astype('float32'))
     assert torch.equal(data[0]['s2'], expected)
+
+
+def test_order_keeps_what_is_stored_together_near():
+    order = shuffled(5000, 32, 1024, torch.Generator().manual_seed(0))
+    assert sorted(order.tolist()) == list(range(5000))
+    for pool in order.split(1024):
+        assert len(set((pool // 32).tolist())) <= 34
+    assert (order[1:] - order[:-1]).abs().float().median() > 100  # and yet shuffled
+    few = shuffled(1000, 32, 1024, torch.Generator().manual_seed(0))
+    assert torch.equal(few, torch.randperm(1000, generator=torch.Generator().manual_seed(0)))

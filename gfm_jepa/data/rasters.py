@@ -24,7 +24,9 @@ from .places import Layer, Place, join
 from .raster_files import Float, RasterFile, Source, gdal
 from .recognition import UNRECOGNISED
 
-MAX_OPEN = 128  # files that a process keeps open
+# Files that a process keeps open: each holds megabytes, and opening one again costs less than
+# decoding one block.
+MAX_OPEN = 32
 RETRY_AFTER = (0.5, 2.0, 5.0)  # seconds before a remote file is read again
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
@@ -21,6 +22,8 @@ class GroupBatchSampler(Sampler[list[int]]):
         samples_per_epoch: How many samples to draw without replacement each epoch; all by default.
         rank: Of this process.
         world_size: Number of processes.
+        run: Samples that are stored together and stay near each other; see `shuffled`.
+        pool: Samples among which order is random; all if there are fewer.
     """
 
     def __init__(
@@ -31,11 +34,14 @@ class GroupBatchSampler(Sampler[list[int]]):
         samples_per_epoch: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        run: int = 32,
+        pool: int = 1024,
     ) -> None:
         self.groups = [g for g in groups if len(g)]
         self.batch_size = batch_size
         self.seed = seed
         self.rank, self.world_size = rank, world_size
+        self.run, self.pool = run, pool
         whole = batch_size * world_size
         self.batches = sum(max(len(g) // whole, 1) for g in self.groups)
         if samples_per_epoch:
@@ -49,16 +55,42 @@ class GroupBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         whole = self.batch_size * self.world_size
-        batches = []
+        batches, keys = [], []
         for group in self.groups:
-            order = torch.randperm(len(group), generator=generator)
-            for i in range(max(len(group) // whole, 1)):
-                batches.append((group, order[i * whole : (i + 1) * whole]))
-        for i in torch.randperm(len(batches), generator=generator)[: self.batches][self.start :]:
+            order = shuffled(len(group), self.run, self.pool, generator)
+            count = max(len(group) // whole, 1)
+            batches += [(group, order[i * whole : (i + 1) * whole]) for i in range(count)]
+            # Groups alternate at random; within each, what lies together stays together.
+            keys.append(torch.rand(count, generator=generator).sort().values)
+        for i in torch.cat(keys).argsort(stable=True)[: self.batches][self.start :].tolist():
             group, part = batches[i]
             if len(part) < self.world_size:  # every rank needs a sample
                 part = part.repeat(self.world_size)
             yield [int(group[j]) for j in part[self.rank :: self.world_size].tolist()]
+
+
+def shuffled(count: int, run: int, pool: int, generator: torch.Generator) -> Tensor:
+    """A random order in which neighbours in storage stay near each other.
+
+    Runs of neighbours are shuffled, and then all samples of a pool of runs among each other: a pool
+    touches few files, so that they stay open and each block is decoded once.
+
+    Args:
+        count: Samples N.
+        run: Length of a run.
+        pool: Samples of a pool; with N up to that, the order is fully random.
+        generator: Source of randomness.
+
+    Returns:
+        (N,) a permutation.
+    """
+    if count <= pool:
+        return torch.randperm(count, generator=generator)
+    starts = torch.randperm(-(-count // run), generator=generator) * run
+    order = (starts[:, None] + torch.arange(run)).flatten()
+    order = order[order < count]
+    key = torch.arange(count) // pool + torch.rand(count, generator=generator, dtype=torch.float64)
+    return order[key.argsort()]
 
 
 class OrderedBatchSampler(Sampler[list[int]]):
