@@ -77,9 +77,9 @@ def span_ranks(module: nn.Module) -> nn.Module:
                 child.num_features, child.eps, child.momentum, child.affine,
                 child.track_running_stats,
             )  # fmt: skip
-            spanning.load_state_dict(child.state_dict())
+            # The same tensors, so that optimizers and checkpoints know them still.
+            spanning._parameters, spanning._buffers = child._parameters, child._buffers
             spanning.train(child.training)
-            spanning.to(next(iter(child.state_dict().values()), torch.zeros(0)).device)
             setattr(module, name, spanning)
         else:
             span_ranks(child)

@@ -15,6 +15,7 @@ from torchgeo.tasks import BaseTask
 from ..errors import InputError
 from ..metrics import effective_rank, embedding_std, mean_cosine
 from ..models import Encoder, build_encoder
+from ..models.projectors import span_ranks
 from ..views import pick_dates
 
 ModalitySpecs = Sequence[str | dict[str, Any]]
@@ -140,6 +141,11 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         return torch.Generator().manual_seed(mixed)
 
     _seed: int | None = None
+
+    def setup(self, stage: str) -> None:
+        """Let batch norms span all ranks, before anything wraps the modules."""
+        if self.trainer.world_size > 1:
+            span_ranks(self)
 
     def on_fit_start(self) -> None:
         """Fix the run's seed once: what `seed_everything` was given, or the checkpoint's."""

@@ -1,0 +1,93 @@
+"""Two processes on halves of a batch give the loss and the gradients of one on the whole."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+SCRIPT = """
+import json, sys
+import torch
+import torch.distributed as dist
+from gfm_jepa import tasks
+from gfm_jepa.modalities import Modality
+from gfm_jepa.models.projectors import span_ranks
+from gfm_jepa.tasks import EncoderConfig
+from gfm_jepa.views import Views
+
+torch.set_num_threads(1)
+rank, world = int(sys.argv[1]), int(sys.argv[2])
+if world > 1:
+    dist.init_process_group('gloo', rank=rank, world_size=world)
+sensor = Modality('s', ('a', 'b'), 10.0, 'DN', (0.0, 0.0), (1.0, 1.0)).to_dict()
+batch = torch.randn(16, 2, 64, 64, generator=torch.Generator().manual_seed(3))
+
+def views(self, batch, *_):
+    # No draw of its own: each sample's views depend on nothing but the sample.
+    both = {'s': torch.cat([batch['s'], batch['s'].flip(3) * 1.1])}
+    return [{**both, 'gsd': {'s': 10.0}}]
+
+Views.make = views
+context = torch.tensor([0, 1, 4, 5, 10])
+target = torch.tensor([[2, 3, 6], [8, 9, 12]])
+from gfm_jepa.masks import MultiBlock, RandomCells
+MultiBlock.sample = lambda self, valid, *_: (
+    context.expand(len(valid), -1), target.expand(len(valid), -1, -1))
+RandomCells.sample = lambda self, valid, *_: (
+    context.expand(len(valid), -1), target.reshape(1, 1, 6).expand(len(valid), -1, -1))
+found = {}
+cases = [(m, a) for m in ('IJEPA', 'LeJEPA', 'VICReg', 'SimSiam', 'LatentMIM') for a in (1, 2)]
+for name, accumulation in cases:
+    torch.manual_seed(0)
+    stem = 'linear' if name in ('IJEPA', 'LatentMIM') else 'conv'
+    task = getattr(tasks, name)([sensor], EncoderConfig('nano', patch_size=16, stem=stem))
+    task._seed, task.log_dict = 0, lambda values: None
+    if world > 1:
+        span_ranks(task)
+    total = 0.0
+    for part in batch.chunk(accumulation):
+        mine = part.chunk(world)[rank]
+        loss = task.compute_loss({'s': mine}, 0) / accumulation
+        loss.backward()
+        total += loss.detach()
+    grads = [p.grad for p in task.parameters() if p.grad is not None]
+    if world > 1:  # what DDP does
+        for grad in [*grads, total]:
+            dist.all_reduce(grad)
+            grad /= world
+    found[f'{name}, accumulation {accumulation}'] = [total.item(), [g.norm().item() for g in grads],
+                   torch.cat([g.flatten()[:: max(g.numel() // 50, 1)] for g in grads]).tolist()]
+if rank == 0:
+    print(json.dumps(found))
+"""
+
+
+def run(world):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = str(probe.getsockname()[1])
+    env = {**os.environ, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    processes = [
+        subprocess.Popen([sys.executable, '-c', SCRIPT, str(rank), str(world)],
+                         env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for rank in range(world)
+    ]  # fmt: skip
+    outputs = [p.communicate(timeout=200) for p in processes]
+    assert all(p.returncode == 0 for p in processes), outputs
+    return json.loads(outputs[0][0].splitlines()[-1])
+
+
+def test_two_ranks_equal_one_on_the_joined_batch():
+    one, two = run(1), run(2)
+    assert len(one) == 10
+    for name, (loss, norms, values) in one.items():
+        assert two[name][0] == pytest.approx(loss, abs=1e-5), name
+        scale = max(norms)
+        assert two[name][1] == pytest.approx(norms, abs=1e-5 * scale, rel=1e-4), name
+        assert torch.allclose(
+            torch.tensor(two[name][2]), torch.tensor(values), atol=1e-5 * scale, rtol=1e-4
+        ), name
