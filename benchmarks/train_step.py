@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gfm_jepa.masks import MultiBlock
+from gfm_jepa.masks import Ground, MultiBlock
 from gfm_jepa.models import Encoder, Predictor
 from gfm_jepa.models.encoder import take
 from gfm_jepa.tasks.base import frozen_copy
@@ -41,10 +41,13 @@ def our_step(args: argparse.Namespace) -> tuple[Callable[[Tensor, Masks], float]
     optimizer = torch.optim.AdamW(learning, lr=1e-3, fused=True)  # as our tasks do
     generator = torch.Generator().manual_seed(0)
     grid = args.size // 8
-    valid = torch.ones(args.batch_size, grid * grid, dtype=torch.bool)
+    count = grid * grid
+    valid = torch.ones(args.batch_size, count, dtype=torch.bool)
+    one_modality = torch.zeros(count, dtype=torch.long)
+    ground = Ground(valid, torch.arange(count), (grid, grid), one_modality)
 
     def step(images: Tensor, masks: Masks) -> float:
-        MultiBlock().sample(valid, torch.arange(grid * grid), (grid, grid), generator)
+        MultiBlock().sample(ground, generator)
         context_ids, target_ids = masks
         batch = {'rgb': images}
         with torch.no_grad():

@@ -7,9 +7,12 @@ them. A whole batch is drawn at once, without a loop over its samples.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .errors import InputError
 
 
 def sample_block_size(
@@ -165,6 +168,25 @@ def trim(keep: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Ground:
+    """What masks may know of a batch of N tokens.
+
+    Attributes:
+        valid: (B, N) boolean, True for a token that is there.
+        cells: (N,) ground cell of each token.
+        grid: Height h and width w of the ground grid, in cells.
+        modality_ids: (N,) index of each token's modality.
+        signal: (B, N) how much each patch holds, above 0, if the mask asks for it.
+    """
+
+    valid: Tensor
+    cells: Tensor
+    grid: tuple[int, int]
+    modality_ids: Tensor
+    signal: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class MultiBlock:
     """How multi-block masks are drawn; see `multi_block` for the numbers' meaning.
 
@@ -180,15 +202,11 @@ class MultiBlock:
     target_aspect_ratio: tuple[float, float] = (0.75, 1.5)
     context_scale: tuple[float, float] = (0.85, 1.0)
 
-    def sample(
-        self, valid: Tensor, cells: Tensor, grid: tuple[int, int], generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def sample(self, ground: Ground, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw masks on the ground grid and list the tokens that they keep.
 
         Args:
-            valid: (B, N) boolean, True for a token that is there.
-            cells: (N,) ground cell of each token.
-            grid: Height h and width w of the ground grid, in cells.
+            ground: Of the batch.
             generator: Source of randomness, on the CPU.
 
         Returns:
@@ -196,14 +214,13 @@ class MultiBlock:
             at random to the shortest of the batch, so that full rasters need no padding.
         """
         context, targets = multi_block(
-            len(valid), grid, generator, self.num_targets, self.target_scale,
+            len(ground.valid), ground.grid, generator, self.num_targets, self.target_scale,
             self.target_aspect_ratio, self.context_scale,
         )  # fmt: skip
-        valid, cells = valid.cpu(), cells.cpu()
-        context = context[:, cells] & valid
-        targets = targets[:, :, cells] & valid[:, None]
+        context = context[:, ground.cells] & ground.valid
+        targets = targets[:, :, ground.cells] & ground.valid[:, None]
         # A sample with next to nothing in its context must not cut those of all the others.
-        shortest = max(int(context.sum(dim=1).min()), valid.shape[1] // 8, 1)
+        shortest = max(int(context.sum(dim=1).min()), ground.valid.shape[1] // 8, 1)
         return keep_ids(trim(context, shortest, generator)), keep_ids(targets)
 
 
@@ -217,15 +234,122 @@ class RandomCells:
 
     context_share: tuple[float, float] = (0.25, 0.5)
 
-    def sample(
-        self, valid: Tensor, cells: Tensor, grid: tuple[int, int], generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Draw masks; arguments and results are those of `MultiBlock.sample`, with M = 1."""
-        number = grid[0] * grid[1]
-        low, high = self.context_share
-        share = low + (high - low) * float(torch.rand((), generator=generator))
-        count = min(max(round(number * share), 1), number - 1)
-        order = torch.rand(len(valid), number, generator=generator).argsort(dim=1)
-        seen = torch.zeros(len(valid), number, dtype=torch.bool).scatter_(1, order[:, :count], True)
-        valid, context = valid.cpu(), seen[:, cells.cpu()]
-        return keep_ids(context & valid), keep_ids((~context & valid)[:, None])
+    def sample(self, ground: Ground, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw masks: context_ids (B, K) and target_ids (B, 1, T), -1 where there is none."""
+        keys = torch.rand(len(ground.valid), ground.grid[0] * ground.grid[1], generator=generator)
+        return _first_cells(keys, ground, self.context_share, generator)
+
+
+@dataclass(frozen=True)
+class SignalBiased:
+    """Cells that hold more are more likely to be seen: for scenes that are mostly empty.
+
+    Cells are drawn without replacement with probabilities proportional to
+    ``floor + signal ** power``, signal being 1 in a sample's strongest cell.
+
+    Args:
+        context_share: Lowest and highest share of the cells that is seen, drawn per batch.
+        signal: ``brightness`` (mean of a patch above its chip's darkest) or ``variance``.
+        power: How strongly the signal counts; 0 is random.
+        floor: What an empty cell keeps, so that the background is seen now and then.
+
+    Source: Efraimidis & Spirakis, "Weighted random sampling with a reservoir" (2006), for the draw.
+    """
+
+    context_share: tuple[float, float] = (0.1, 0.2)
+    signal: str = 'variance'
+    power: float = 1.0
+    floor: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Refuse a signal that is none."""
+        if self.signal not in ('brightness', 'variance'):
+            raise InputError(f'Unknown signal {self.signal!r}: expected brightness or variance.')
+
+    def sample(self, ground: Ground, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw masks: context_ids (B, K) and target_ids (B, 1, T), -1 where there is none."""
+        assert ground.signal is not None
+        shape = (len(ground.valid), ground.grid[0] * ground.grid[1])
+        # The strongest token of a cell, of any modality, speaks for it.
+        strength = ground.signal.where(ground.valid, torch.zeros(()))
+        cells = ground.cells.expand_as(strength)
+        by_cell = torch.zeros(shape).scatter_reduce(1, cells, strength, 'amax')
+        by_cell = by_cell / by_cell.amax(dim=1, keepdim=True).clamp_min(1e-12)
+        weights = self.floor + by_cell**self.power
+        # The smallest of these keys are a weighted draw without replacement.
+        keys = -torch.rand(shape, generator=generator).clamp_min(1e-12).log() / weights
+        return _first_cells(keys, ground, self.context_share, generator)
+
+
+@dataclass(frozen=True)
+class CrossModal:
+    """Whole modalities are hidden, and predicted from the others on the same ground.
+
+    Args:
+        hidden: Modalities that are hidden of each sample; at least one that it has stays seen.
+    """
+
+    hidden: int = 1
+
+    def sample(self, ground: Ground, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw masks: context_ids (B, K) and target_ids (B, 1, T), -1 where there is none."""
+        ids, which = ground.modality_ids.unique(return_inverse=True)
+        kind = torch.nn.functional.one_hot(which, len(ids)).bool()  # (N, modalities)
+        has = (ground.valid[:, :, None] & kind).any(dim=1)
+        order = torch.rand(has.shape, generator=generator).masked_fill(~has, 2.0).argsort(dim=1)
+        count = (has.sum(dim=1, keepdim=True) - 1).clamp(max=self.hidden)
+        chosen = torch.zeros_like(has).scatter_(1, order, torch.arange(len(ids)) < count)
+        target = chosen[:, which] & ground.valid
+        return keep_ids(~target & ground.valid), keep_ids(target[:, None])
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """One of several masks, drawn anew for each batch.
+
+    Args:
+        multi_block: Weight of `MultiBlock`.
+        random_cells: Weight of `RandomCells`.
+        signal_biased: Weight of `SignalBiased`.
+        cross_modal: Weight of `CrossModal`; batches of one modality take another.
+    """
+
+    multi_block: float = 1.0
+    random_cells: float = 0.0
+    signal_biased: float = 0.0
+    cross_modal: float = 0.0
+
+    @property
+    def signal(self) -> str:
+        """What the signal-biased masks among them ask for."""
+        return SignalBiased().signal if self.signal_biased else ''
+
+    def sample(self, ground: Ground, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw masks: context_ids (B, K) and target_ids (B, M, T), -1 where there is none."""
+        several = len(ground.modality_ids.unique()) > 1
+        masks: list[tuple[Any, float]] = [
+            (MultiBlock(), self.multi_block), (RandomCells(), self.random_cells),
+            (SignalBiased(), self.signal_biased), (CrossModal(), self.cross_modal * several),
+        ]  # fmt: skip
+        weights = torch.tensor([weight for _, weight in masks])
+        if not weights.sum() > 0:
+            return RandomCells().sample(ground, generator)
+        drawn = int(torch.multinomial(weights, 1, generator=generator))
+        ids: tuple[Tensor, Tensor] = masks[drawn][0].sample(ground, generator)
+        return ids
+
+
+Mask = MultiBlock | RandomCells | SignalBiased | CrossModal | Mixture
+
+
+def _first_cells(
+    keys: Tensor, ground: Ground, share: tuple[float, float], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """See the cells with the smallest keys (B, h * w), and predict all others as one block."""
+    number = keys.shape[1]
+    part = share[0] + (share[1] - share[0]) * float(torch.rand((), generator=generator))
+    count = min(max(round(number * part), 1), number - 1)
+    seen = torch.zeros_like(keys, dtype=torch.bool)
+    seen.scatter_(1, keys.argsort(dim=1)[:, :count], True)
+    context = seen[:, ground.cells]
+    return keep_ids(context & ground.valid), keep_ids((~context & ground.valid)[:, None])

@@ -12,7 +12,7 @@ BASE = {'errors', 'modalities', 'masks', 'losses', 'views', 'metrics'}
 ALLOWED = {
     'errors': set(),
     'modalities': {'errors'},
-    'masks': set(),
+    'masks': {'errors'},
     'losses': set(),
     'metrics': set(),
     'views': {'modalities'},

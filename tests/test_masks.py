@@ -1,11 +1,31 @@
 import pytest
 import torch
+from conftest import sensor
 
-from gfm_jepa.masks import MultiBlock, keep_ids, multi_block, token_cells, trim
+from gfm_jepa import InputError
+from gfm_jepa.masks import (
+    CrossModal,
+    Ground,
+    Mixture,
+    MultiBlock,
+    RandomCells,
+    SignalBiased,
+    keep_ids,
+    multi_block,
+    token_cells,
+    trim,
+)
+from gfm_jepa.models import build_encoder
+from gfm_jepa.tasks.ijepa import sample_masks
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def ground(valid, cells, grid, modality_ids=None, signal=None):
+    ids = torch.zeros(len(cells), dtype=torch.long) if modality_ids is None else modality_ids
+    return Ground(valid, cells, grid, ids, signal)
 
 
 @pytest.mark.parametrize('grid', [(14, 14), (8, 8), (6, 9), (3, 3), (2, 1)])
@@ -66,7 +86,7 @@ def test_one_block_hides_the_same_ground_in_all_modalities():
     cells = token_cells(torch.cat([fine, coarse]), (60.0, 60.0), (6, 6))
     assert torch.equal(cells[:36], torch.arange(36))
     valid = torch.ones(16, 45, dtype=torch.bool)
-    context_ids, target_ids = MultiBlock().sample(valid, cells, (6, 6), generator())
+    context_ids, target_ids = MultiBlock().sample(ground(valid, cells, (6, 6)), generator())
     for sample in range(16):
         context = set(cells[context_ids[sample]].tolist())
         for block in target_ids[sample]:
@@ -80,9 +100,71 @@ def test_one_block_hides_the_same_ground_in_all_modalities():
 def test_invalid_tokens_are_neither_context_nor_target():
     valid = torch.rand(32, 64, generator=generator()) < 0.6
     valid[0] = False
-    context_ids, target_ids = MultiBlock().sample(valid, torch.arange(64), (8, 8), generator())
+    context_ids, target_ids = MultiBlock().sample(
+        ground(valid, torch.arange(64), (8, 8)), generator()
+    )
     for ids in (context_ids, target_ids.flatten(1)):
         seen = ids >= 0
         assert valid.gather(1, ids.clamp_min(0))[seen].all()
     assert (context_ids[0] == -1).all() and (target_ids[0] == -1).all()
     assert (context_ids[1:, 0] >= 0).all()
+
+
+@pytest.mark.parametrize('signal', ['brightness', 'variance'])
+def test_signal_biased_context_lies_on_the_signal(signal):
+    # A sparse scene: 16 of 144 patches hold ships on a dark, slightly noisy sea.
+    encoder = build_encoder('nano', [sensor('optical', 3).to_dict()])
+    x = 100 + torch.randn(32, 3, 96, 96, generator=generator())
+    lit = torch.rand(32, 144, generator=generator(1)).argsort(dim=1)[:, :16]
+    holds = torch.zeros(32, 144, dtype=torch.bool).scatter_(1, lit, True)
+    ships = holds.view(32, 1, 12, 12).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    x = x + ships * 800 * torch.rand(x.shape, generator=generator(2))
+    share = {}
+    for mask in (SignalBiased((0.1, 0.1), signal), RandomCells((0.1, 0.1))):
+        context_ids, target_ids = sample_masks(mask, encoder, {'optical': x}, generator(3))
+        assert context_ids.shape[1] + target_ids.shape[2] == 144
+        share[type(mask)] = holds.gather(1, context_ids).float().mean().item()
+    assert share[SignalBiased] >= 0.9 and share[RandomCells] < 0.3
+
+
+def test_signal_of_no_power_is_random_and_unknown_ones_are_refused():
+    signal = torch.arange(64.0).expand(2000, 64)
+    valid = torch.ones(2000, 64, dtype=torch.bool)
+    here = ground(valid, torch.arange(64), (8, 8), signal=signal)
+    for power, expected in ((0.0, 31.5), (2.0, 48.0)):
+        ids, _ = SignalBiased((0.1, 0.1), power=power).sample(here, generator())
+        assert ids.float().mean().item() == pytest.approx(expected, abs=1.5)
+    with pytest.raises(InputError, match='expected brightness or variance'):
+        SignalBiased(signal='texture')
+
+
+def test_cross_modal_hides_whole_modalities_and_leaves_one():
+    ids = torch.tensor([0] * 4 + [1] * 4 + [2])
+    valid = torch.ones(60, 9, dtype=torch.bool)
+    valid[:20, 4:8] = False  # has the first and the last only
+    valid[20:30, :8] = False  # the last alone
+    here = ground(valid, torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 0]), (2, 2), ids)
+    seen_kinds = set()
+    for hidden in (1, 2, 5):
+        context_ids, target_ids = CrossModal(hidden).sample(here, generator(hidden))
+        for sample in range(60):
+            seen = {int(ids[i]) for i in context_ids[sample] if i >= 0}
+            gone = {int(ids[i]) for i in target_ids[sample].flatten() if i >= 0}
+            has = {int(k) for k in ids[valid[sample]]}
+            assert not seen & gone and seen | gone == has and seen
+            assert len(gone) == min(hidden, len(has) - 1)
+            seen_kinds |= gone
+    assert seen_kinds == {0, 1, 2}
+
+
+def test_mixture_draws_by_weight():
+    here = ground(torch.ones(4, 36, dtype=torch.bool), torch.arange(36), (6, 6),
+                  signal=torch.ones(4, 36))  # fmt: skip
+    blocks = sum(
+        Mixture(multi_block=1.0, random_cells=3.0).sample(here, g)[1].shape[1] == 4
+        for g in map(generator, range(200))
+    )
+    assert 25 < blocks < 75
+    # One modality alone cannot be predicted from the others.
+    assert Mixture(0.0, cross_modal=1.0).sample(here, generator())[1].shape[1] == 1
+    assert Mixture(0.0, signal_biased=1.0).signal == 'variance' and Mixture().signal == ''

@@ -35,10 +35,11 @@ Views.make = views
 context = torch.tensor([0, 1, 4, 5, 10])
 target = torch.tensor([[2, 3, 6], [8, 9, 12]])
 from gfm_jepa.masks import MultiBlock, RandomCells
-MultiBlock.sample = lambda self, valid, *_: (
-    context.expand(len(valid), -1), target.expand(len(valid), -1, -1))
-RandomCells.sample = lambda self, valid, *_: (
-    context.expand(len(valid), -1), target.reshape(1, 1, 6).expand(len(valid), -1, -1))
+MultiBlock.sample = lambda self, ground, *_: (
+    context.expand(len(ground.valid), -1), target.expand(len(ground.valid), -1, -1))
+RandomCells.sample = lambda self, ground, *_: (
+    context.expand(len(ground.valid), -1),
+    target.reshape(1, 1, 6).expand(len(ground.valid), -1, -1))
 found = {}
 cases = [(m, a) for m in ('IJEPA', 'LeJEPA', 'VICReg', 'SimSiam', 'LatentMIM') for a in (1, 2)]
 for name, accumulation in cases:

@@ -9,7 +9,7 @@ import yaml
 
 from gfm_jepa import InputError, from_pretrained
 from gfm_jepa.cli import main
-from gfm_jepa.masks import MultiBlock
+from gfm_jepa.masks import Ground, MultiBlock
 from gfm_jepa.tasks import IJEPA, EncoderConfig, LeJEPA
 from gfm_jepa.tasks.base import warmup_cosine
 from gfm_jepa.tasks.ijepa import masked_smooth_l1, update_ema
@@ -147,7 +147,8 @@ def _masks(task, batch):
     from gfm_jepa.masks import token_cells
 
     cells = token_cells(layout.positions, layout.extent, layout.finest)
-    return MultiBlock().sample(valid, cells, layout.finest, torch.Generator().manual_seed(0))
+    ground = Ground(valid, cells, layout.finest, layout.modality_ids)
+    return MultiBlock().sample(ground, torch.Generator().manual_seed(0))
 
 
 def test_gaps_train_without_nan():

@@ -179,6 +179,17 @@ class Encoder(nn.Module):
         rasters = self.rasters(batch)
         return torch.cat([self._embedder(n).valid_patches(x) for n, x in rasters.items()], dim=1)
 
+    def patch_signal(self, batch: Batch, kind: str) -> Tensor:
+        """How much each patch holds, (B, N), at least 0, in standard deviations of its modality.
+
+        Args:
+            batch: As in `forward`.
+            kind: ``variance`` (standard deviation within the patch, mean over bands) or
+                ``brightness`` (its mean over bands and pixels above the darkest patch's).
+        """
+        signals = [self._embedder(n).signal(x, kind) for n, x in self.rasters(batch).items()]
+        return torch.cat(signals, dim=1)
+
     def embed_patches(self, batch: Batch) -> tuple[Tensor, Tensor, TokenLayout]:
         """Tokens before the trunk: (B, N, D), valid (B, N), and their layout."""
         layout, rasters = self.layout(batch), self.rasters(batch)

@@ -198,6 +198,17 @@ class PatchEmbed(nn.Module):
         width = self.modality_vector.shape[0]
         return sincos_positions(self.positions(grid, gsd), width) + self.modality_vector
 
+    @torch.no_grad()
+    def signal(self, x: Tensor, kind: str) -> Tensor:
+        """How much each patch of (B, C, H, W) holds: (B, N); see `Encoder.patch_signal`."""
+        values = ((x.float() - self.mean) / self.std).nan_to_num(0.0, 0.0, 0.0)
+        mean = nn.functional.avg_pool2d(values, self.patch_size)
+        if kind == 'brightness':
+            level = mean.mean(dim=1).flatten(1)
+            return level - level.amin(dim=1, keepdim=True)
+        square = nn.functional.avg_pool2d(values.square(), self.patch_size)
+        return (square - mean.square()).clamp_min(0).sqrt().mean(dim=1).flatten(1)
+
     def valid_patches(self, x: Tensor) -> Tensor:
         """Which patches of (B, C, H, W) have enough valid values: (B, N) boolean."""
         return self._valid_patches(x, all_finite(x))

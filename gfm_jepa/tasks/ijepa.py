@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
-from ..masks import MultiBlock, RandomCells, token_cells
+from ..masks import Ground, Mask, Mixture, MultiBlock, SignalBiased, token_cells
 from ..models import Encoder, Predictor, TokenLayout, Tokens
 from ..models.encoder import masked_mean, take
 from .base import (
@@ -16,7 +16,6 @@ from .base import (
     ModalitySpecs,
     OptimizerConfig,
     PretrainTask,
-    as_config,
     frozen_copy,
 )
 
@@ -48,12 +47,12 @@ class IJEPA(PretrainTask):
         modalities: ModalitySpecs,
         encoder: EncoderConfig = EncoderConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(),
-        masks: MultiBlock = MultiBlock(),
+        masks: Mask = MultiBlock(),
         predictor_dim: int = 96,
         predictor_depth: int = 3,
         ema: tuple[float, float] = (0.996, 1.0),
     ) -> None:
-        self.masks = as_config(MultiBlock, masks)
+        self.masks = masks
         self.predictor_dim = predictor_dim
         self.predictor_depth = predictor_depth
         self.ema = ema
@@ -118,13 +117,15 @@ class IJEPA(PretrainTask):
 
 
 def sample_masks(
-    masks: MultiBlock | RandomCells, encoder: Encoder, batch: Mapping[str, Any],
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    masks: Mask, encoder: Encoder, batch: Mapping[str, Any], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Draw context_ids (B, K) and target_ids (B, M, T) on the ground grid of a batch."""
     layout, valid = encoder.layout(batch), encoder.valid_patches(batch)
     cells = token_cells(layout.positions, layout.extent, layout.finest)
-    context_ids, target_ids = masks.sample(valid, cells, layout.finest, generator)
+    wanted = masks.signal if isinstance(masks, SignalBiased | Mixture) else ''
+    signal = encoder.patch_signal(batch, wanted).cpu() if wanted else None
+    ground = Ground(valid.cpu(), cells.cpu(), layout.finest, layout.modality_ids.cpu(), signal)
+    context_ids, target_ids = masks.sample(ground, generator)
     return context_ids.to(valid.device), target_ids.to(valid.device)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..losses import info_nce, patch_discrimination
-from ..masks import RandomCells
+from ..masks import Mask, RandomCells
 from ..models import PatchEmbed, Predictor
 from ..models.encoder import masked_mean, take
 from .base import (
@@ -16,7 +16,6 @@ from .base import (
     ModalitySpecs,
     OptimizerConfig,
     PretrainTask,
-    as_config,
     frozen_copy,
 )
 from .ijepa import sample_masks
@@ -50,13 +49,13 @@ class LatentMIM(PretrainTask):
         modalities: ModalitySpecs,
         encoder: EncoderConfig = EncoderConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(),
-        masks: RandomCells = RandomCells(),
+        masks: Mask = RandomCells(),
         predictor_dim: int = 96,
         predictor_depth: int = 2,
         instance_weight: float = 0.1,
         temperature: float = 0.1,
     ) -> None:
-        self.masks = as_config(RandomCells, masks)
+        self.masks = masks
         self.predictor_dims = (predictor_dim, predictor_depth)
         self.instance_weight = instance_weight
         self.temperature = temperature
@@ -103,7 +102,7 @@ class LatentMIM(PretrainTask):
         losses, embeddings = [], []
         for _ in range(2):
             context_ids, target_ids = sample_masks(self.masks, self.encoder, batch, generator)
-            target_ids = target_ids.squeeze(1)
+            target_ids = target_ids.flatten(1)
             targets = self.forward_targets(batch, target_ids)
             predictions, embedding = self.forward_context(batch, context_ids, target_ids)
             there = (target_ids >= 0) & (context_ids >= 0).any(dim=1, keepdim=True)
