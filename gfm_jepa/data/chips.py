@@ -17,6 +17,7 @@ from rasterio.windows import Window
 from ..errors import InputError
 from ..modalities import CLOUD_MASK, Modality
 from .finding import Found
+from .grids import boxes_of
 from .raster_files import RasterFile, Source
 from .recognition import recognise
 from .sidecars import Facts
@@ -62,9 +63,7 @@ class FileChips:
     @property
     def boxes(self) -> NDArray[np.float64]:
         """(n, 4) west, south, east, north, degrees."""
-        return np.stack(
-            [self.lon.min(1), self.lat.min(1), self.lon.max(1), self.lat.max(1)], axis=1
-        )
+        return boxes_of(self.lon, self.lat)
 
     def take(self, keep: NDArray[Any]) -> 'FileChips':
         """Only the chips that a boolean mask or indices choose."""

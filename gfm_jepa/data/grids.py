@@ -84,6 +84,11 @@ class Grid:
         return cls(crs, Affine(*fields['transform']), *fields['size'])
 
 
+def boxes_of(lon: NDArray[np.float64], lat: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N, 4) west, south, east, north of corners (N, 4), degrees."""
+    return np.stack([lon.min(1), lat.min(1), lon.max(1), lat.max(1)], axis=1)
+
+
 def grid_of(source: rasterio.DatasetReader) -> tuple[Grid, bool]:
     """The raster's own grid if it is north-up in metres, else one of its UTM zone.
 

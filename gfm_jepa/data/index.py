@@ -188,9 +188,8 @@ def _write_parts(found: Sequence[Found], parts: Path, settings: IndexSettings) -
                 rows += kept
                 left_out += problems + [(p, 'has no chip that passes the filters') for p in gone]
                 bar.update()
-            table = _table(rows)
-            table.attrs['left_out'] = left_out
-            _write_parquet(table, parts / f'{start:09d}.parquet', settings, left_out)
+            path = parts / f'{start:09d}.parquet'
+            _write_parquet(_table(rows), path, settings, left_out)
 
 
 def _table(chips: Sequence[FileChips]) -> 'geopandas.GeoDataFrame':

@@ -11,7 +11,7 @@ import shapely
 from numpy.typing import NDArray
 
 from .chips import ChipFilter, FileChips
-from .grids import Grid
+from .grids import Grid, boxes_of
 from .raster_files import RasterFile
 
 
@@ -91,9 +91,9 @@ def join(
     if not files:
         return []
     outlines = np.array([_outline(c) for c in files])
-    boxes_of = [c.boxes for c in files]
+    boxes_by_file = [c.boxes for c in files]
     if (outlines[:, 2] > 180).any():  # across the date line: one side counts on beyond 180
-        for box in (outlines, *boxes_of):
+        for box in (outlines, *boxes_by_file):
             box[box[:, 2] < -90] += (360, 0, 360, 0)
     tree = shapely.STRtree(shapely.box(*outlines.T))
     near: list[list[int]] = [[] for _ in files]
@@ -103,7 +103,7 @@ def join(
     for i, anchor in enumerate(files):
         rank = order.index(anchor.file.modality.name)
         earlier = [j for j in near[i] if order.index(files[j].file.modality.name) < rank]
-        boxes = _clip(boxes_of[i], outlines[i])
+        boxes = _clip(boxes_by_file[i], outlines[i])
         covered = np.zeros(len(boxes))
         for j in earlier:
             covered = np.maximum(covered, _coverage(boxes, outlines[j]))
@@ -131,8 +131,9 @@ def join(
 def _outline(chips: FileChips) -> NDArray[np.float64]:
     """West, south, east, north of the whole raster, degrees."""
     grid = chips.file.grid
-    lon, lat = grid.corners(np.zeros((1, 2), np.int32), (grid.height, grid.width))
-    return np.array([lon.min(), lat.min(), lon.max(), lat.max()])
+    whole = grid.corners(np.zeros((1, 2), np.int32), (grid.height, grid.width))
+    outline: NDArray[np.float64] = boxes_of(*whole)[0]
+    return outline
 
 
 def _clip(boxes: NDArray[np.float64], outline: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -214,9 +215,7 @@ def _place(chips: FileChips, layers: Sequence[Sequence[RasterFile]], patch_size:
     made = tuple(_layer(anchor, chips.size, files, patch_size) for files in layers)
     unit = math.lcm(*(chips.size // math.gcd(chips.size, x.size) for x in made))
     corners = np.unique(chips.corners // unit * unit, axis=0)
-    lon, lat = anchor.grid.corners(corners, (chips.size, chips.size))
-    boxes = np.stack([lon.min(1), lat.min(1), lon.max(1), lat.max(1)], axis=1)
-    return Place(made, corners, boxes)
+    return Place(made, corners, boxes_of(*anchor.grid.corners(corners, (chips.size, chips.size))))
 
 
 def _layer(

@@ -11,7 +11,6 @@ from xml.sax.saxutils import escape
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError, RasterioIOError
 from rasterio.vrt import WarpedVRT
@@ -289,17 +288,14 @@ def gdal_name(uri: str) -> str:
     return uri
 
 
-def stack_bands(
-    bands: Sequence[tuple[str, rasterio.DatasetReader, int]], georeference: tuple[CRS, Any] | None
-) -> str:
+def stack_bands(bands: Sequence[tuple[str, rasterio.DatasetReader, int]]) -> str:
     """Join bands of several rasters on one ground, as the text of a VRT on the finest grid.
 
     Args:
         bands: Name of each, its raster, and its 1-based number there.
-        georeference: CRS and transform, where they are not those of the finest raster.
     """
     finest = max((source for _, source, _ in bands), key=lambda s: s.width)
-    crs, transform = georeference or (finest.crs, finest.transform)
+    crs, transform = finest.crs, finest.transform
     lines = [f'<VRTDataset rasterXSize="{finest.width}" rasterYSize="{finest.height}">']
     if crs:
         lines += [f'<SRS>{escape(crs.to_wkt())}</SRS>']

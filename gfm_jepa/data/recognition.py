@@ -172,7 +172,7 @@ def _header(source: rasterio.DatasetReader, uri: str) -> Header:
     tags = source.tags()
     return Header(
         uri, tuple(names), source.crs, source.transform, source.width, source.height,
-        nodata=None if source.nodatavals[data[0] - 1] is None else source.nodatavals[data[0] - 1],
+        nodata=source.nodatavals[data[0] - 1],
         masked=MaskFlags.per_dataset in flags or MaskFlags.alpha in flags,
         scale=tuple(scale) if stated else (), offset=tuple(offset) if stated else (),
         time=time_of([tags.get(k, '') for k in _TIME_TAGS]) or '',
@@ -183,15 +183,14 @@ def _header(source: rasterio.DatasetReader, uri: str) -> Header:
 def _stacked(bands: Sequence[tuple[str, rasterio.DatasetReader, int]]) -> Header:
     """Header of one-band files as one raster."""
     finest = max((s for _, s, _ in bands), key=lambda s: s.width)
+    stated = any(s.scales[0] != 1 or s.offsets[0] for _, s, _ in bands)
     return replace(
-        _header(finest, stack_bands(bands, None)),
+        _header(finest, stack_bands(bands)),
         bands=tuple(name for name, _, _ in bands),
-        scale=tuple(s.scales[0] for _, s, _ in bands) if any(
-            s.scales[0] != 1 or s.offsets[0] for _, s, _ in bands) else (),
-        offset=tuple(s.offsets[0] for _, s, _ in bands) if any(
-            s.scales[0] != 1 or s.offsets[0] for _, s, _ in bands) else (),
+        scale=tuple(s.scales[0] for _, s, _ in bands) if stated else (),
+        offset=tuple(s.offsets[0] for _, s, _ in bands) if stated else (),
         number=(),
-    )  # fmt: skip
+    )
 
 
 def _zarr_headers(path: Path) -> list[Header] | str:

@@ -97,6 +97,18 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
             c.preset, self.modality_specs, c.patch_size, c.stem, c.drop_path_rate
         )
 
+    def require_tight_stem(self) -> None:
+        """Refuse a stem that leaks between patches: what every masked method needs.
+
+        Raises:
+            InputError: If it does.
+        """
+        if self.encoder_config.stem == 'conv':
+            raise InputError(
+                'The conv stem shows a token the margin of its neighbours, so that masks would not '
+                'hide them; take encoder.stem=linear with this method.'
+            )
+
     @property
     def evaluated_encoder(self) -> Encoder:
         """The encoder that probes, `from_pretrained` and users get."""

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import InputError
 from ..masks import Ground, Mask, Mixture, MultiBlock, SignalBiased, token_cells
 from ..models import Encoder, Predictor, TokenLayout, Tokens
 from ..models.encoder import masked_mean, take
@@ -60,11 +59,7 @@ class IJEPA(PretrainTask):
 
     def configure_models(self) -> None:
         """Build the encoder, its EMA copy and the predictor."""
-        if self.encoder_config.stem == 'conv':
-            raise InputError(
-                'The conv stem shows a token the margin of its neighbours, so that masks would not '
-                'hide them; take encoder.stem=linear with this method.'
-            )
+        self.require_tight_stem()
         super().configure_models()
         self.target_encoder = frozen_copy(self.encoder)
         self.predictor = Predictor(

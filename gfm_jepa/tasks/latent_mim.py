@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
 from ..losses import info_nce, patch_discrimination
 from ..masks import Mask, RandomCells
 from ..models import PatchEmbed, Predictor
@@ -63,11 +62,7 @@ class LatentMIM(PretrainTask):
 
     def configure_models(self) -> None:
         """Build the encoder, the frozen projections and the predictor."""
-        if self.encoder_config.stem == 'conv':
-            raise InputError(
-                'The conv stem shows a token the margin of its neighbours, so that masks would not '
-                'hide them; take encoder.stem=linear with this method.'
-            )
+        self.require_tight_stem()
         super().configure_models()
         self.target_embeds: nn.ModuleDict = frozen_copy(self.encoder.patch_embeds)
         dim, depth = self.predictor_dims
