@@ -1,122 +1,225 @@
-"""Our methods on EuroSAT RGB (spatial split) at equal minutes of training, a row at a time.
+"""Methods on EuroSAT RGB (spatial split) at equal training time, a row at a time.
 
     python benchmarks/objectives.py --root DIR --minutes 10 --seeds 2
 
-For each method and seed: measures the step on this machine, trains as many steps as fit into the
-minutes with `configs/<method>_eurosat_rgb.yaml`, probes, and appends a row to
-benchmarks/results/objectives.csv. What stands there already is skipped, so that a broken call goes
-on. The last line is one JSON object: the mean over seeds by method.
+A minute is one of two quiet cores, counted as two minutes of processor time of a process with one
+thread: another program on the machine then makes the table later, not worse. For each method and
+seed a process of its own measures its step, trains as many steps as fit (ours with
+`configs/<method>_eurosat_rgb.yaml`, torchgeo's with torchgeo_objectives.py), probes, and appends
+its rows to benchmarks/results/objectives.csv. What stands there is skipped, so that a broken call
+goes on. `--best 3 --minutes 40` takes the best three methods of the rows that are there. The last
+line is one JSON object: mean and spread over seeds, by method and features.
 """
 
 import argparse
 import csv
 import json
+import os
+import subprocess
+import sys
 import tempfile
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import Trainer, seed_everything
-from step_rate import CONFIGS, Clock, Images
-from torch.utils.data import DataLoader
+from lightning.pytorch import seed_everything
+from throughput import CONFIGS, OURS, Clock, time_ours
+from torch.utils.data import Dataset
 
 from gfm_jepa import tasks
-from gfm_jepa.cli import main as gfm_jepa
-from gfm_jepa.data.benchmarks import load_benchmark
-from gfm_jepa.evaluation.probes import probe
+from gfm_jepa.data.benchmarks import Benchmark, load_benchmark
+from gfm_jepa.errors import InputError
+from gfm_jepa.evaluation.baselines import ImageStatistics, RandomConvolutions, random_init
+from gfm_jepa.evaluation.features import EncoderFeatures, extract_features
+from gfm_jepa.evaluation.probes import knn_probe, linear_probe
 from gfm_jepa.models.hub import from_pretrained
 
-METHODS = ('lejepa', 'vicreg', 'simsiam', 'ijepa', 'latentmim')
-COLUMNS = ('method', 'minutes', 'seed', 'steps', 'seconds_a_step', 'features', 'knn5', 'linear',
-           'torch_threads')  # fmt: skip
+THEIRS = ('torchgeo-mae', 'torchgeo-simclr', 'torchgeo-byol')
+BASELINES = ('image-statistics', 'rcf-torchgeo-defaults', 'rcf-512', 'random-init')
+COLUMNS = ('method', 'minutes', 'seed', 'steps', 'seconds_a_step', 'features', 'width', 'knn5',
+           'linear')  # fmt: skip
+CALIBRATION_STEPS = 30
+RESULTS = Path(__file__).parent / 'results' / 'objectives.csv'
+Row = dict[str, Any]
 
 
-def step_seconds(method: str, steps: int = 40) -> float:
-    """Median seconds of a training step of a config, on images in memory."""
-    config = yaml.safe_load((CONFIGS / f'{method}_eurosat_rgb.yaml').read_text())
-    kind = getattr(tasks, config['model']['class_path'].rpartition('.')[2])
-    batch_size = config['data']['init_args']['batch_size']
-    clock = Clock()
-    trainer = Trainer(
-        max_steps=steps, max_epochs=-1, logger=False, enable_checkpointing=False,
-        enable_model_summary=False, enable_progress_bar=False, callbacks=[clock],
-        log_every_n_steps=20, gradient_clip_val=config['trainer']['gradient_clip_val'],
-    )  # fmt: skip
-    loader = DataLoader(Images(20 * batch_size), batch_size=batch_size)
-    trainer.fit(kind(['rgb'], **config['model']['init_args']), loader)
-    return clock.seconds
+def train_ours(method: str, steps: int, seed: int, root: str) -> Any:
+    """Train one of our configs for so many steps and return its encoder."""
+    from gfm_jepa.cli import main as gfm_jepa
 
-
-def run(method: str, minutes: float, seed: int, root: str) -> list[dict[str, Any]]:
-    """Train and probe once: a row for the embedding, and one for several depths."""
-    seconds = step_seconds(method)
-    steps = max(int(60 * minutes / seconds), 1)
     with tempfile.TemporaryDirectory() as folder:
         words = [
             'fit', '--config', str(CONFIGS / f'{method}_eurosat_rgb.yaml'), f'--data.root={root}',
             f'--trainer.max_steps={steps}', f'--seed_everything={seed}',
-            f'--trainer.logger.init_args.save_dir={folder}',
+            '--trainer.logger=false', f'--trainer.default_root_dir={folder}',
             '--trainer.enable_progress_bar=false',
+            '--trainer.callbacks=gfm_jepa.tasks.CollapseGuard',
+            '--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint',
+            f'--trainer.callbacks.dirpath={folder}', '--trainer.callbacks.save_last=true',
         ]  # fmt: skip
         if gfm_jepa(words):
             raise SystemExit(f'{method} did not train.')
-        (checkpoint,) = Path(folder).rglob('last.ckpt')
-        encoder = from_pretrained(checkpoint)
+        return from_pretrained(Path(folder) / 'last.ckpt')
+
+
+def train_theirs(method: str, minutes: float, root: str) -> tuple[Any, int, float]:
+    """Train a task of torchgeo; returns what embeds a batch, the steps and a step's seconds."""
+    import torchgeo_objectives as theirs
+
+    images: Dataset[Any] = theirs.UnitImages(root)
+    clock = Clock()
+    theirs.train(method, CALIBRATION_STEPS, images, [clock])
+    seconds = Clock.step(clock.processor)
+    steps = max(int(120 * minutes / seconds), 1)
+    return theirs.train(method, steps, images, []), steps, seconds
+
+
+def embeds(method: str, minutes: float, seed: int, root: str, benchmark: Benchmark) -> Any:
+    """Yield (features, what embeds a batch, steps, seconds a step) of a method or baseline."""
+    if method == 'image-statistics':
+        yield 'statistics', ImageStatistics('rgb'), 0, 0.0
+    elif method == 'rcf-512':
+        yield 'rcf', RandomConvolutions(benchmark.train, 'rgb', seed=seed + 1), 0, 0.0
+    elif method == 'rcf-torchgeo-defaults':
+        from torchgeo.models import RCF
+
+        model = RCF(in_channels=3, features=512, seed=seed, mode='gaussian').eval()
+        yield 'rcf', lambda batch: model(batch['rgb'] / 255), 0, 0.0
+    elif method in THEIRS:
+        embed, steps, seconds = train_theirs(method, minutes, root)
+        yield 'embedding', embed, steps, seconds
+    else:
+        if method == 'random-init':
+            config = yaml.safe_load((CONFIGS / 'lejepa_eurosat_rgb.yaml').read_text())
+            task = tasks.LeJEPA(['rgb'], **config['model']['init_args'])
+            encoder, steps, seconds = random_init(task.encoder, seed), 0, 0.0
+        else:
+            seconds = Clock.step(time_ours(method, CALIBRATION_STEPS)[0].processor)
+            steps = max(int(120 * minutes / seconds), 1)
+            encoder = train_ours(method, steps, seed, root)
+        for features in ('embedding', 'depths'):
+            yield features, EncoderFeatures(encoder, method, benchmark, features), steps, seconds
+
+
+def rows_of(method: str, minutes: float, seed: int, root: str) -> list[Row]:
+    """Train and probe one method: a row for each kind of features."""
+    seed_everything(seed)
     benchmark = load_benchmark('eurosat-rgb-spatial', root)
     rows = []
-    for features in ('embedding', 'depths'):
-        (row,) = probe(encoder, method, benchmark, features, baselines=False)
+    for features, embed, steps, seconds in embeds(method, minutes, seed, root, benchmark):
+        train, val, test = (
+            extract_features(embed, part, progress=False)
+            for part in (benchmark.train, benchmark.val, benchmark.test)
+        )
         rows.append({
             'method': method, 'minutes': minutes, 'seed': seed, 'steps': steps,
             'seconds_a_step': round(seconds, 4), 'features': features,
-            'knn5': round(row['knn5'], 4), 'linear': round(row['linear'], 4),
-            'torch_threads': torch.get_num_threads(),
+            'width': train.embeddings.shape[1],
+            'knn5': round(knn_probe(train, test, k=5).accuracy, 4),
+            'linear': round(linear_probe(train, val, test, progress=False).accuracy, 4),
         })  # fmt: skip
     return rows
 
 
+def read(path: Path) -> list[Row]:
+    """Rows that are there."""
+    if not path.exists():
+        return []
+    with path.open(newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, rows: list[Row]) -> None:
+    """Write all rows anew and move them into place: the file is whole at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix('.tmp')
+    everything = read(path) + rows
+    with partial.open('w', newline='') as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(everything)
+    partial.replace(path)
+
+
+def summary(rows: list[Row], minutes: float) -> dict[str, Any]:
+    """Mean and spread (largest less smallest) over seeds, in percent, best linear first."""
+    scores: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for row in rows:
+        if float(row['minutes']) in (minutes, 0.0):
+            name = f'{row["method"]} {row["features"]}'
+            scores[name].append((100 * float(row['knn5']), 100 * float(row['linear'])))
+    table = {}
+    for name, values in sorted(scores.items(), key=lambda s: -sum(v[1] for v in s[1]) / len(s[1])):
+        knn5, linear = zip(*values, strict=True)
+        table[name] = {
+            'seeds': len(values),
+            'knn5': round(sum(knn5) / len(values), 2),
+            'knn5_spread': round(max(knn5) - min(knn5), 2),
+            'linear': round(sum(linear) / len(values), 2),
+            'linear_spread': round(max(linear) - min(linear), 2),
+        }  # fmt: skip
+    return table
+
+
+def best_methods(rows: list[Row], count: int) -> list[str]:
+    """The trained methods with the highest linear accuracy of their embedding, at any length."""
+    found: dict[str, float] = {}
+    for row in rows:
+        if row['method'] in OURS + THEIRS and row['features'] == 'embedding':
+            found[row['method']] = max(found.get(row['method'], 0.0), float(row['linear']))
+    return sorted(found, key=lambda m: -found[m])[:count]
+
+
+def fill(args: argparse.Namespace) -> None:
+    """Make the rows that are missing, `args.jobs` at a time, each in a process with one thread."""
+    there = read(args.output)
+    known = {(r['method'], float(r['minutes']), int(r['seed'])) for r in there}
+    methods = best_methods(there, args.best) if args.best else list(args.methods)
+    wanted = [(m, 0.0 if m in BASELINES else args.minutes, seed)
+              for seed in range(args.seeds) for m in methods]  # fmt: skip
+    missing = [w for w in wanted if w not in known]
+
+    def work(job: tuple[str, float, int]) -> list[Row]:
+        method, minutes, seed = job
+        command = [sys.executable, __file__, '--root', args.root, '--row', method,
+                   str(minutes), str(seed)]  # fmt: skip
+        environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise InputError(f'{method}, seed {seed}, failed; what it said stands above.')
+        rows: list[Row] = json.loads(done.stdout.splitlines()[-1])
+        return rows
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for job in as_completed([pool.submit(work, job) for job in missing]):
+            rows = job.result()
+            append(args.output, rows)
+            print(*(f'{r["method"]} {r["features"]} seed {r["seed"]}: kNN-5 {r["knn5"]:.4f}, '
+                    f'linear {r["linear"]:.4f}' for r in rows), sep='\n', flush=True)  # fmt: skip
+
+
 def main() -> None:
-    """Fill the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
     parser.add_argument('--root', required=True, help='folder of EuroSAT RGB')
-    parser.add_argument('--minutes', type=float, default=10)
+    parser.add_argument('--minutes', type=float, default=10, help='of two cores, per row')
     parser.add_argument('--seeds', type=int, default=2)
-    parser.add_argument('--methods', nargs='+', default=METHODS, choices=METHODS)
-    parser.add_argument(
-        '--output', type=Path, default=Path(__file__).parent / 'results' / 'objectives.csv'
-    )
+    parser.add_argument('--jobs', type=int, default=2, help='rows at once; one core each')
+    everything = OURS + THEIRS + BASELINES
+    parser.add_argument('--methods', nargs='+', default=everything, choices=everything)
+    parser.add_argument('--best', type=int, default=0, help='so many best methods so far instead')
+    parser.add_argument('--output', type=Path, default=RESULTS)
+    parser.add_argument('--row', nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    done: list[dict[str, Any]] = []
-    if args.output.exists():
-        with args.output.open(newline='') as file:
-            done = list(csv.DictReader(file))
-    known = {(r['method'], float(r['minutes']), int(r['seed'])) for r in done}
-    for seed in range(args.seeds):
-        for method in args.methods:
-            if (method, args.minutes, seed) in known:
-                continue
-            seed_everything(seed)
-            done += run(method, args.minutes, seed, args.root)
-            partial = args.output.with_suffix('.tmp')
-            with partial.open('w', newline='') as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                writer.writeheader()
-                writer.writerows(done)
-            partial.replace(args.output)
-    scores: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for row in done:
-        if float(row['minutes']) == args.minutes:
-            name = f'{row["method"]} {row["features"]}'
-            scores[name].append((float(row['knn5']), float(row['linear'])))
-    means = {
-        name: {'knn5': sum(k for k, _ in v) / len(v), 'linear': sum(x for _, x in v) / len(v),
-               'seeds': len(v)}
-        for name, v in scores.items()
-    }  # fmt: skip
-    print(json.dumps(means))
+    if args.row:
+        torch.set_num_threads(1)
+        method, minutes, seed = args.row
+        print(json.dumps(rows_of(method, float(minutes), int(seed), args.root)))
+        return
+    fill(args)
+    print(json.dumps(summary(read(args.output), args.minutes)))
 
 
 if __name__ == '__main__':

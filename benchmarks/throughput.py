@@ -1,0 +1,175 @@
+"""Training steps of every method side by side, and how they scale with processes and tokens.
+
+    python benchmarks/throughput.py
+
+Each measurement is a process of its own on random chips in memory, all of them in turns over
+`--rounds` rounds, of which the fastest counts. Our methods run as their EuroSAT RGB configs say,
+torchgeo's MAE and SimCLR on a backbone of the same widths; chips of 64 x 64 px. Needs a quiet
+machine. Memory is the peak of the process less what stood there before training. The last line is
+one JSON object.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from gfm_jepa import tasks
+from gfm_jepa.models.presets import PRESETS
+
+CONFIGS = Path(__file__).parent.parent / 'configs'
+STEPS, WARM = 20, 5
+OURS = ('lejepa', 'vicreg', 'simsiam', 'ijepa', 'latentmim')
+THEIRS = ('torchgeo-mae', 'torchgeo-simclr')
+# side of the chips, pixels, by tokens: patches of 8 px
+SIDES = {'1x': (64, 64), '2x': (64, 128), '4x': (128, 128)}
+
+
+class Images(Dataset[dict[str, Tensor]]):
+    """Random images, drawn once, under a key."""
+
+    def __init__(self, count: int, size: tuple[int, int] = (64, 64), key: str = 'rgb') -> None:
+        self.images = torch.rand(count, 3, *size) * (255 if key == 'rgb' else 1)
+        self.key = key
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {self.key: self.images[index]}
+
+
+class Clock(Callback):
+    """Notes wall and processor time at the end of each step."""
+
+    def __init__(self) -> None:
+        self.wall: list[float] = []
+        self.processor: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note both."""
+        self.wall.append(time.perf_counter())
+        self.processor.append(time.process_time())
+
+    @staticmethod
+    def step(ends: list[float]) -> float:
+        """Mean seconds of a step after those that warm up; the mean holds rare work, too."""
+        return (ends[-1] - ends[WARM]) / (len(ends) - 1 - WARM)
+
+
+def our_task(method: str) -> tuple[Any, int, float]:
+    """A task as its EuroSAT RGB config says, its batch size and gradient clipping."""
+    config = yaml.safe_load((CONFIGS / f'{method}_eurosat_rgb.yaml').read_text())
+    kind = getattr(tasks, config['model']['class_path'].rpartition('.')[2])
+    task = kind(['rgb'], **config['model']['init_args'])
+    return task, config['data']['init_args']['batch_size'], config['trainer']['gradient_clip_val']
+
+
+def time_ours(
+    method: str, steps: int = STEPS, size: tuple[int, int] = (64, 64), devices: int = 1
+) -> tuple[Clock, int]:
+    """Train some steps of a method of ours; the clock, and the batch size of one process."""
+    task, batch_size, clip = our_task(method)
+    clock = Clock()
+    trainer = Trainer(
+        max_steps=steps, max_epochs=-1, logger=False, enable_checkpointing=False,
+        enable_model_summary=False, enable_progress_bar=False, callbacks=[clock],
+        log_every_n_steps=20, gradient_clip_val=clip, accelerator='cpu', devices=devices,
+        strategy='ddp' if devices > 1 else 'auto',
+    )  # fmt: skip
+    images = Images(steps * batch_size * devices, size)
+    trainer.fit(task, DataLoader(images, batch_size))
+    return clock, batch_size
+
+
+def measure(case: dict[str, Any]) -> dict[str, float]:
+    """One measurement, in this process."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if case['method'] in THEIRS:
+        import torchgeo_objectives as theirs
+
+        clock, batch_size = Clock(), theirs.BATCH_SIZE
+        images = Images(STEPS * batch_size, key='image')
+        theirs.train(case['method'], STEPS, images, [clock])
+    else:
+        size = SIDES[case['tokens']]
+        clock, batch_size = time_ours(case['method'], size=size, devices=case['processes'])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = Clock.step(clock.wall)
+    chips = batch_size * case['processes'] / seconds
+    return {'s_a_step': seconds, 'chips_per_s': chips, 'peak_mb': (peak - before) / 1024}
+
+
+def run(case: dict[str, Any]) -> dict[str, float]:
+    """One measurement, in a process of its own, or in several under torchrun."""
+    words = [__file__, '--case', json.dumps(case)]
+    if case['processes'] > 1:
+        words = ['-m', 'torch.distributed.run', '--standalone',
+                 f'--nproc-per-node={case["processes"]}', *words]  # fmt: skip
+    environment = {**os.environ, 'OMP_NUM_THREADS': str(case['threads'])}
+    done = subprocess.run(
+        [sys.executable, *words], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{')]
+    result: dict[str, float] = json.loads(lines[0])
+    return result
+
+
+def expected_cost(size: tuple[int, int]) -> float:
+    """Multiplications of the trunk for one chip: ``depth (12 N D^2 + 2 N^2 D)``, N its tokens."""
+    width, depth = PRESETS['nano']['embed_dim'], PRESETS['nano']['depth']
+    tokens = (size[0] // 8) * (size[1] // 8)
+    return depth * (12.0 * tokens * width**2 + 2.0 * tokens**2 * width)
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    """What is measured, by name."""
+    plain = {'method': 'ijepa', 'processes': 1, 'threads': 1, 'tokens': '1x'}
+    found = {m: {**plain, 'method': m, 'threads': 2} for m in OURS + THEIRS}
+    for number in (1, 2):
+        found[f'ijepa, {number} process(es) of 1 thread'] = {**plain, 'processes': number}
+    for tokens in SIDES:
+        found[f'lejepa, {tokens} tokens'] = {
+            **plain, 'method': 'lejepa', 'tokens': tokens, 'threads': 2,
+        }  # fmt: skip
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
+    parser.add_argument('--rounds', type=int, default=2)
+    parser.add_argument('--case', help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.case:
+        print(json.dumps(measure(json.loads(args.case))), flush=True)
+        return
+    best: dict[str, dict[str, Any]] = {}
+    for _ in range(args.rounds):
+        for name, case in cases().items():
+            found = run(case)
+            if name not in best or found['s_a_step'] < best[name]['s_a_step']:
+                best[name] = {k: round(v, 4 if k == 's_a_step' else 1) for k, v in found.items()}
+            print(name, best[name], flush=True)
+    for tokens, size in SIDES.items():
+        row, first = best[f'lejepa, {tokens} tokens'], best['lejepa, 1x tokens']
+        row['cost'] = round(row['s_a_step'] / first['s_a_step'], 2)
+        row['expected_cost'] = round(expected_cost(size) / expected_cost(SIDES['1x']), 2)
+    one, two = (best[f'ijepa, {n} process(es) of 1 thread']['chips_per_s'] for n in (1, 2))
+    print(json.dumps({'two_processes_over_one': round(two / one, 2), **best}))
+
+
+if __name__ == '__main__':
+    main()
