@@ -24,7 +24,7 @@ METHODS = ('torchgeo-mae', 'torchgeo-simclr', 'torchgeo-byol')
 SIZE, BATCH_SIZE = 64, 64
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]  # timm carries no types
 def gfm_jepa_objective_linear(
     pretrained: bool = False,
     in_chans: int = 3,
@@ -38,7 +38,7 @@ def gfm_jepa_objective_linear(
     )  # fmt: skip
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]  # timm carries no types
 def gfm_jepa_objective_conv(
     pretrained: bool = False,
     in_chans: int = 3,
