@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
@@ -11,9 +11,8 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..modalities import Modality, resolve_all
+from .base import BaseEncoder, Batch
 from .patch_embed import PatchEmbed
-
-Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Tokens:
         return full[:, :total]
 
 
-class Encoder(nn.Module):
+class Encoder(BaseEncoder):
     """Embed any subset of its modalities with one trunk of timm blocks.
 
     Args:
@@ -132,15 +131,19 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.apply(_init_linear)
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build an encoder, with new weights, from the `config` of another."""
-        return cls(**config)
-
     @property
     def modalities(self) -> dict[str, Modality]:
         """The modalities that it embeds, by name."""
         return {name: self._embedder(name).modality for name in self.patch_embeds}
+
+    @property
+    def patch_sizes(self) -> dict[str, int]:
+        """Side of a patch, pixels, by modality."""
+        return dict(self.config['patch_size'])
+
+    def check(self, batch: Batch) -> None:
+        """Refuse a batch that it cannot embed; see `layout`."""
+        self.layout(batch)
 
     def layout(self, batch: Batch) -> TokenLayout:
         """Say where the tokens of a batch lie, without computing them.
@@ -290,19 +293,6 @@ class Encoder(nn.Module):
         module = self.patch_embeds[name]
         assert isinstance(module, PatchEmbed)
         return module
-
-    def rasters(self, batch: Batch) -> dict[str, Tensor]:
-        """Pick this encoder's modalities out of a batch."""
-        names = list(self.patch_embeds)
-        rasters = {name: batch[name] for name in names if name in batch}
-        if not rasters and len(names) == 1 and 'image' in batch:
-            rasters = {names[0]: batch['image']}
-        if not rasters:
-            raise InputError(
-                f'The batch holds {", ".join(map(str, batch)) or "nothing"}, but this encoder '
-                f'embeds {", ".join(names)}; name at least one of them.'
-            )
-        return rasters
 
 
 def take(tokens: Tensor, ids: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class GfmJepaCLI(LightningCLI):
         self.datamodule.setup(stage)
         sample = getattr(self.datamodule, f'{part}_dataloader')().dataset[0]
         batch = {k: v[None] if isinstance(v, Tensor) else v for k, v in sample.items()}
-        self.model.encoder.layout(self.model.one_date(batch, 0))
+        self.model.encoder.check(self.model.one_date(batch, 0))
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config alone: what it says holds, not what a checkpoint was made with."""

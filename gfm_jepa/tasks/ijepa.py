@@ -41,6 +41,8 @@ class IJEPA(PretrainTask):
         Architecture" (2023), equation 1 and appendix A.
     """
 
+    encoder: Encoder
+
     def __init__(
         self,
         modalities: ModalitySpecs,

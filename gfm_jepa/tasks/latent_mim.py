@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..losses import info_nce, patch_discrimination
 from ..masks import Mask, RandomCells
-from ..models import PatchEmbed, Predictor
+from ..models import Encoder, PatchEmbed, Predictor
 from ..models.encoder import masked_mean, take
 from .base import (
     EncoderConfig,
@@ -42,6 +42,8 @@ class LatentMIM(PretrainTask):
     Source: OlmoEarth (Allen Institute for AI, 2025), "Latent MIM Lite"; Wei et al., "Towards Latent
         Masked Image Modeling" (2024).
     """
+
+    encoder: Encoder
 
     def __init__(
         self,

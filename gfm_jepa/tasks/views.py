@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..views import Views
 from .base import EncoderConfig, ModalitySpecs, OptimizerConfig, PretrainTask, as_config
 
@@ -36,12 +37,27 @@ class ViewTask(PretrainTask):
         return self.views.num_global + self.views.num_local
 
     def embed_views(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Make the views of a batch and embed them: (V, B, D), the global ones first."""
+        """Make the views of a batch and embed them: (V, B, D), the global ones first.
+
+        A sample of which a view shows nothing valid is left out of the loss: its NaN would spread
+        to all others in the projector's batch norms.
+
+        Raises:
+            InputError: If fewer than two samples are left.
+        """
         views = self.views.make(
-            batch, self.encoder.modalities, self.encoder.config['patch_size'],
-            self.generator(batch_idx),
-        )  # fmt: skip
+            batch, self.encoder.modalities, self.encoder.patch_sizes, self.generator(batch_idx)
+        )
         embeddings = torch.cat([self.encoder(view) for view in views])
         self.log_health(embeddings[: len(embeddings) // self.views.num_global])
         by_view: Tensor = embeddings.unflatten(0, (self.num_views, -1))
-        return by_view
+        there = by_view.detach().isfinite().all(dim=2).all(dim=0)
+        if bool(there.all()):
+            return by_view
+        if int(there.sum()) < 2:
+            raise InputError(
+                f'{int(there.sum())} of {len(there)} samples of a batch have something valid in '
+                f'all their views, or the weights are broken; take chips with more data, larger '
+                f'batches, or a lower learning rate.'
+            )
+        return by_view[:, there]
