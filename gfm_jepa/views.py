@@ -221,7 +221,7 @@ class Views:
         ):
             if not count:
                 continue
-            sizes = {n: _size(x, fraction, patch_sizes[n]) for n, x in rasters.items()}
+            sizes = {n: view_size(x, fraction, patch_sizes[n]) for n, x in rasters.items()}
             dates = pick_dates(rasters, count, generator)
             repeated = {n: torch.cat([d[n] for d in dates]) for n in rasters}
             length = len(next(iter(repeated.values())))
@@ -237,7 +237,7 @@ class Views:
         return joined
 
 
-def _size(x: Tensor, fraction: float, patch: int) -> tuple[int, int]:
+def view_size(x: Tensor, fraction: float, patch: int) -> tuple[int, int]:
     """Height and width, pixels, of a fraction of a raster, in whole patches."""
     height, width = (max(round(n * fraction / patch), 1) * patch for n in x.shape[-2:])
     return height, width

@@ -54,8 +54,10 @@ class GfmJepaCLI(LightningCLI):
         return super().init_parser(**kwargs, exit_on_error=False)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Say once, under data, which modalities there are."""
-        parser.link_arguments('data.init_args.modalities', 'model.init_args.modalities')
+        """Say once, under data, which modalities there are; images give theirs statistics."""
+        parser.link_arguments(
+            'data.modality_specs', 'model.init_args.modalities', apply_on='instantiate'
+        )
 
     def before_fit(self) -> None:
         """Look at the data, the checkpoint and the length of the run before anything is written."""

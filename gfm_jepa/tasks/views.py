@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..photo_views import PhotoViews
 from ..views import Views
-from .base import EncoderConfig, ModalitySpecs, OptimizerConfig, PretrainTask, as_config
+from .base import EncoderConfig, ModalitySpecs, OptimizerConfig, PretrainTask
 
 
 class ViewTask(PretrainTask):
@@ -18,7 +19,7 @@ class ViewTask(PretrainTask):
         modalities: What to embed: known names, YAML paths, or mappings of `Modality` fields.
         encoder: Which encoder to train.
         optimizer: How to train it.
-        views: How views are made.
+        views: How views are made: `Views` of images from above, `PhotoViews` of photographs.
     """
 
     def __init__(
@@ -26,9 +27,13 @@ class ViewTask(PretrainTask):
         modalities: ModalitySpecs,
         encoder: EncoderConfig,
         optimizer: OptimizerConfig,
-        views: Views,
+        views: Views | PhotoViews,
     ) -> None:
-        self.views = as_config(Views, views)
+        # A checkpoint holds a mapping; only one of the two has colours.
+        self.views: Views | PhotoViews = (
+            views if not isinstance(views, Mapping)
+            else PhotoViews(**views) if 'jitter' in views else Views(**views)
+        )  # fmt: skip
         super().__init__(modalities, encoder, optimizer)
 
     @property
