@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..errors import InputError
 from ..modalities import Modality, resolve_all
 from .base import BaseEncoder, Batch
-from .patch_embed import PatchEmbed
+from .patch_embed import PatchEmbed, order_encoding
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class TokenLayout:
         positions: (N, 2) centres, metres south and east of the chip's corner.
         modality_ids: (N,) index of each token's modality in the encoder's order.
         extent: Height and width of the chip, metres.
+        date_ids: (N,) index of each token's date, in the order in which the batch holds them; 0
+            where there is one date or none.
     """
 
     names: tuple[str, ...]
@@ -32,6 +34,7 @@ class TokenLayout:
     positions: Tensor
     modality_ids: Tensor
     extent: tuple[float, float]
+    date_ids: Tensor
 
     @property
     def finest(self) -> tuple[int, int]:
@@ -153,16 +156,19 @@ class Encoder(BaseEncoder):
                 different ground.
         """
         rasters = self.rasters(batch)
-        grids, positions, ids, extents = [], [], [], {}
+        grids, positions, ids, dates, extents = [], [], [], [], {}
         for index, name in enumerate(self.patch_embeds):
             if name not in rasters:
                 continue
             embed = self._embedder(name)
             gsd = _gsd(batch, name) or embed.modality.gsd
             grid = embed.grid(tuple(rasters[name].shape))
+            number = rasters[name].shape[1] if rasters[name].ndim == 5 else 1
             grids.append(grid)
-            positions.append(embed.positions(grid, gsd))
-            ids.append(torch.full((grid[0] * grid[1],), index, device=positions[-1].device))
+            positions.append(embed.positions(grid, gsd).repeat(number, 1))
+            ids.append(torch.full((len(positions[-1]),), index, device=positions[-1].device))
+            date = torch.arange(number, device=positions[-1].device)
+            dates.append(date.repeat_interleave(grid[0] * grid[1]))
             extents[name] = (rasters[name].shape[-2] * gsd, rasters[name].shape[-1] * gsd)
         extent = next(iter(extents.values()))
         for name, other in extents.items():
@@ -174,13 +180,20 @@ class Encoder(BaseEncoder):
                     f'batch["gsd"] where it is not the nominal one.'
                 )
         return TokenLayout(
-            tuple(extents), tuple(grids), torch.cat(positions), torch.cat(ids), extent
-        )
+            tuple(extents), tuple(grids), torch.cat(positions), torch.cat(ids), extent,
+            torch.cat(dates),
+        )  # fmt: skip
 
     def valid_patches(self, batch: Batch) -> Tensor:
         """Which tokens are there, (B, N) boolean, without computing them."""
         rasters = self.rasters(batch)
-        return torch.cat([self._embedder(n).valid_patches(x) for n, x in rasters.items()], dim=1)
+        return torch.cat(
+            [
+                by_date(x, self._embedder(n).valid_patches(one_by_one(x)))
+                for n, x in rasters.items()
+            ],
+            dim=1,
+        )
 
     def patch_signal(self, batch: Batch, kind: str) -> Tensor:
         """How much each patch holds, (B, N), at least 0, in standard deviations of its modality.
@@ -190,14 +203,25 @@ class Encoder(BaseEncoder):
             kind: ``variance`` (standard deviation within the patch, mean over bands) or
                 ``brightness`` (its mean over bands and pixels above the darkest patch's).
         """
-        signals = [self._embedder(n).signal(x, kind) for n, x in self.rasters(batch).items()]
+        signals = [
+            by_date(x, self._embedder(n).signal(one_by_one(x), kind))
+            for n, x in self.rasters(batch).items()
+        ]
         return torch.cat(signals, dim=1)
 
     def embed_patches(self, batch: Batch) -> tuple[Tensor, Tensor, TokenLayout]:
         """Tokens before the trunk: (B, N, D), valid (B, N), and their layout."""
         layout, rasters = self.layout(batch), self.rasters(batch)
-        pairs = [self._embedder(name)(rasters[name], _gsd(batch, name)) for name in layout.names]
-        return torch.cat([p[0] for p in pairs], 1), torch.cat([p[1] for p in pairs], 1), layout
+        tokens, valid = [], []
+        for name in layout.names:
+            x = rasters[name]
+            embedded, there = self._embedder(name)(one_by_one(x), _gsd(batch, name))
+            tokens.append(by_date(x, embedded))
+            valid.append(by_date(x, there))
+        joined = torch.cat(tokens, dim=1)
+        if bool(layout.date_ids.any()):
+            joined = joined + order_encoding(layout.date_ids, self.embed_dim)
+        return joined, torch.cat(valid, dim=1), layout
 
     def forward_tokens(
         self, batch: Batch, keep_ids: Tensor | None = None, num_depths: int = 0
@@ -205,7 +229,8 @@ class Encoder(BaseEncoder):
         """Run the trunk over the tokens that are there.
 
         Args:
-            batch: Rasters (B, C, H, W) by modality, raw units, NaN = not there.
+            batch: Rasters (B, C, H, W) by modality, raw units, NaN = not there; or (B, T, C, H, W)
+                with dates in their order, whose tokens follow each other.
             keep_ids: (B, K) indices of the tokens to keep, -1 for none; all by default.
             num_depths: How many blocks before the last to keep the output of.
 
@@ -276,8 +301,10 @@ class Encoder(BaseEncoder):
             (B, D, H / p, W / p); NaN where there is no token.
 
         Raises:
-            InputError: If the batch lacks that modality.
+            InputError: If the batch lacks that modality, or holds several dates.
         """
+        if any(x.ndim == 5 for x in self.rasters(batch).values()):
+            raise InputError('A feature map is of one date; give rasters (B, C, H, W).')
         tokens = self.forward_tokens(batch)
         layout = tokens.layout
         name = modality or layout.names[0]
@@ -293,6 +320,16 @@ class Encoder(BaseEncoder):
         module = self.patch_embeds[name]
         assert isinstance(module, PatchEmbed)
         return module
+
+
+def one_by_one(x: Tensor) -> Tensor:
+    """Dates (B, T, C, H, W) as samples of their own (B T, C, H, W); others as they are."""
+    return x.flatten(0, 1) if x.ndim == 5 else x
+
+
+def by_date(x: Tensor, tokens: Tensor) -> Tensor:
+    """Join what `one_by_one` took apart: (B T, n, ...) to (B, T n, ...), date after date."""
+    return tokens.unflatten(0, x.shape[:2]).flatten(1, 2) if x.ndim == 5 else tokens
 
 
 def take(tokens: Tensor, ids: Tensor) -> Tensor:

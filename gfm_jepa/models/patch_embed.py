@@ -30,6 +30,24 @@ def sincos_positions(positions: Tensor, embed_dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
+def order_encoding(date_ids: Tensor, embed_dim: int) -> Tensor:
+    """Encode which date of its sample a token is of: its place in the order, not its time.
+
+    Batches hold dates in their order and do not say when they were; nothing is made up.
+
+    Args:
+        date_ids: (N,) index of the date.
+        embed_dim: D, even.
+
+    Returns:
+        (N, D): sines, and cosines less 1, at D / 2 wavelengths from 2 pi to 200 pi dates. The first
+        date is 0, so that a single date, which every embedding is made of, looks as it always does.
+    """
+    rates = 0.01 ** torch.linspace(0, 1, embed_dim // 2, device=date_ids.device)
+    angles = date_ids.unsqueeze(-1) * rates
+    return torch.cat([angles.sin(), angles.cos() - 1], dim=-1)
+
+
 class LinearStem(nn.Module):
     """One linear map of the pixels of a patch: no pixel is seen by two patches.
 

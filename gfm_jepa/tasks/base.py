@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchgeo.tasks import BaseTask
 
 from ..errors import InputError
+from ..masks import Mask
 from ..metrics import effective_rank, embedding_std, mean_cosine
 from ..models import BaseEncoder, TimmEncoder, build_encoder
 from ..models.projectors import span_ranks
@@ -158,6 +159,10 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
             return dict(batch)
         rasters = {k: v for k, v in batch.items() if k in self.encoder.modalities}
         return {**batch, **pick_dates(rasters, 1, self.generator(batch_idx))[0]}
+
+    def dates_of(self, masks: Mask, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+        """The batch with all its dates, if the masks span them, else with one of each sample."""
+        return dict(batch) if masks.dates else self.one_date(batch, batch_idx)
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Embed a batch: (B, D)."""

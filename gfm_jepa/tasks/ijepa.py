@@ -99,7 +99,7 @@ class IJEPA(PretrainTask):
 
     def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Predict the targets, and compare."""
-        batch = self.one_date(batch, batch_idx)
+        batch = self.dates_of(self.masks, batch, batch_idx)
         context_ids, target_ids = self.sample_masks(batch, batch_idx)
         targets = self.forward_targets(batch, target_ids)
         predictions = self.forward_context(batch, context_ids, target_ids)
