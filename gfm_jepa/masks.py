@@ -7,7 +7,7 @@ them. A whole batch is drawn at once, without a loop over its samples.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -197,6 +197,8 @@ class MultiBlock:
         context_scale: Share of the grid that the context block covers before the targets leave it.
     """
 
+    dates: ClassVar[bool] = False  # whether it spans the dates of a sample
+
     num_targets: int = 4
     target_scale: tuple[float, float] = (0.15, 0.2)
     target_aspect_ratio: tuple[float, float] = (0.75, 1.5)
@@ -232,6 +234,8 @@ class RandomCells:
         context_share: Lowest and highest share of the cells that is seen, drawn per batch.
     """
 
+    dates: ClassVar[bool] = False  # whether it spans the dates of a sample
+
     context_share: tuple[float, float] = (0.25, 0.5)
 
     def sample(self, ground: Ground, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -255,6 +259,8 @@ class SignalBiased:
 
     Source: Efraimidis & Spirakis, "Weighted random sampling with a reservoir" (2006), for the draw.
     """
+
+    dates: ClassVar[bool] = False  # whether it spans the dates of a sample
 
     context_share: tuple[float, float] = (0.1, 0.2)
     signal: str = 'variance'
@@ -289,6 +295,8 @@ class CrossModal:
         hidden: Modalities that are hidden of each sample; at least one that it has stays seen.
     """
 
+    dates: ClassVar[bool] = False  # whether it spans the dates of a sample
+
     hidden: int = 1
 
     def sample(self, ground: Ground, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -304,6 +312,55 @@ class CrossModal:
 
 
 @dataclass(frozen=True)
+class Tube:
+    """Multi-block masks through time: the same cells are hidden at all dates of a sample.
+
+    Context and targets span the dates, so that what one date hides cannot be read off another. A
+    date that is not there makes no tokens.
+
+    Args:
+        tubes: Target blocks M of a sample.
+        tube_scale: Share of the grid that one target block covers.
+        tube_aspect_ratio: Height to width of a target block.
+        context_scale: Share of the grid that the context block covers before the targets leave it.
+
+    Source: Tong et al., "VideoMAE" (2022), tube masks; here with I-JEPA's blocks.
+    """
+
+    dates: ClassVar[bool] = True  # whether it spans the dates of a sample
+
+    tubes: int = 4
+    tube_scale: tuple[float, float] = (0.15, 0.2)
+    tube_aspect_ratio: tuple[float, float] = (0.75, 1.5)
+    context_scale: tuple[float, float] = (0.85, 1.0)
+
+    def sample(self, ground: Ground, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw masks: context_ids (B, K) and target_ids (B, M, T), -1 where there is none."""
+        # Cells are ground: those of all dates and modalities are hidden together.
+        blocks = MultiBlock(self.tubes, self.tube_scale, self.tube_aspect_ratio, self.context_scale)
+        return blocks.sample(ground, generator)
+
+
+@dataclass(frozen=True)
+class MixtureSettings:
+    """How the masks of a `Mixture` are drawn.
+
+    Args:
+        multi_block: Of `MultiBlock`.
+        random_cells: Of `RandomCells`.
+        signal_biased: Of `SignalBiased`.
+        cross_modal: Of `CrossModal`.
+        tube: Of `Tube`.
+    """
+
+    multi_block: MultiBlock = MultiBlock()
+    random_cells: RandomCells = RandomCells()
+    signal_biased: SignalBiased = SignalBiased()
+    cross_modal: CrossModal = CrossModal()
+    tube: Tube = Tube()
+
+
+@dataclass(frozen=True)
 class Mixture:
     """One of several masks, drawn anew for each batch.
 
@@ -312,34 +369,45 @@ class Mixture:
         random_cells: Weight of `RandomCells`.
         signal_biased: Weight of `SignalBiased`.
         cross_modal: Weight of `CrossModal`; batches of one modality take another.
+        tube: Weight of `Tube`. Above 0, samples keep all their dates for all masks, and each hides
+            the same ground at all of them.
+        settings: How each is drawn.
     """
 
     multi_block: float = 1.0
     random_cells: float = 0.0
     signal_biased: float = 0.0
     cross_modal: float = 0.0
+    tube: float = 0.0
+    settings: MixtureSettings = MixtureSettings()
+
+    @property
+    def dates(self) -> bool:
+        """Whether it spans the dates of a sample."""
+        return self.tube > 0
 
     @property
     def signal(self) -> str:
         """What the signal-biased masks among them ask for."""
-        return SignalBiased().signal if self.signal_biased else ''
+        return self.settings.signal_biased.signal if self.signal_biased else ''
 
     def sample(self, ground: Ground, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw masks: context_ids (B, K) and target_ids (B, M, T), -1 where there is none."""
-        several = len(ground.modality_ids.unique()) > 1
+        several, s = len(ground.modality_ids.unique()) > 1, self.settings
         masks: list[tuple[Any, float]] = [
-            (MultiBlock(), self.multi_block), (RandomCells(), self.random_cells),
-            (SignalBiased(), self.signal_biased), (CrossModal(), self.cross_modal * several),
+            (s.multi_block, self.multi_block), (s.random_cells, self.random_cells),
+            (s.signal_biased, self.signal_biased), (s.cross_modal, self.cross_modal * several),
+            (s.tube, self.tube),
         ]  # fmt: skip
         weights = torch.tensor([weight for _, weight in masks])
         if not weights.sum() > 0:
-            return RandomCells().sample(ground, generator)
+            return s.random_cells.sample(ground, generator)
         drawn = int(torch.multinomial(weights, 1, generator=generator))
         ids: tuple[Tensor, Tensor] = masks[drawn][0].sample(ground, generator)
         return ids
 
 
-Mask = MultiBlock | RandomCells | SignalBiased | CrossModal | Mixture
+Mask = MultiBlock | RandomCells | SignalBiased | CrossModal | Tube | Mixture
 
 
 def _first_cells(

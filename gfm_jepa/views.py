@@ -162,6 +162,49 @@ def drop_modalities(
     }
 
 
+def add_noise(
+    rasters: Rasters, std: Mapping[str, Tensor], noise: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Add white noise.
+
+    Args:
+        rasters: (B, C, H, W) by modality.
+        std: (C,) standard deviation of the modality, in its unit, by modality.
+        noise: Standard deviation of the noise, in those of the modality.
+        generator: Source of randomness, on the CPU.
+    """
+    return {
+        name: x + noise * std[name].to(x).view(1, -1, 1, 1)
+        * torch.randn(x.shape, generator=generator).to(x)
+        for name, x in rasters.items()
+    }  # fmt: skip
+
+
+def erase(rasters: Rasters, probability: float, generator: torch.Generator) -> dict[str, Tensor]:
+    """Set a square of some samples to NaN: the same ground in all modalities.
+
+    Args:
+        rasters: (B, C, H, W) by modality.
+        probability: That a sample loses 2 to 20 % of its area.
+        generator: Source of randomness, on the CPU.
+
+    Source: Zhong et al., "Random erasing data augmentation" (2020).
+    Differs from the source: squares, and NaN in place of noise.
+    """
+    batch_size = len(next(iter(rasters.values())))
+    u = torch.rand(4, batch_size, generator=generator)
+    side = (0.02 + 0.18 * u[0]).sqrt() * (u[1] < probability)
+    start = u[2:] * (1 - side)
+    erased = {}
+    for name, x in rasters.items():
+        row, col = ((torch.arange(n) + 0.5) / n for n in x.shape[-2:])
+        in_rows = (row >= start[0, :, None]) & (row < (start[0] + side)[:, None])
+        in_cols = (col >= start[1, :, None]) & (col < (start[1] + side)[:, None])
+        gone = in_rows[:, None, :, None] & in_cols[:, None, None, :]
+        erased[name] = x.masked_fill(gone.to(x.device), torch.nan)
+    return erased
+
+
 @dataclass(frozen=True)
 class Views:
     """How views are made: large (global) ones first, then small (local) ones.
@@ -177,6 +220,8 @@ class Views:
         offset: Largest change of a band's level, in standard deviations of the modality.
         band_dropout: Probability that a band becomes NaN.
         modality_dropout: Probability that a modality becomes NaN; the last one stays.
+        noise: Standard deviation of white noise, in standard deviations of the modality.
+        erasing: Probability that a square of a view becomes NaN.
     """
 
     num_global: int = 2
@@ -189,6 +234,8 @@ class Views:
     offset: float = 0.2
     band_dropout: float = 0.0
     modality_dropout: float = 0.0
+    noise: float = 0.0
+    erasing: float = 0.0
 
     def make(
         self,
@@ -221,13 +268,17 @@ class Views:
         ):
             if not count:
                 continue
-            sizes = {n: _size(x, fraction, patch_sizes[n]) for n, x in rasters.items()}
+            sizes = {n: view_size(x, fraction, patch_sizes[n]) for n, x in rasters.items()}
             dates = pick_dates(rasters, count, generator)
             repeated = {n: torch.cat([d[n] for d in dates]) for n in rasters}
             length = len(next(iter(repeated.values())))
             view = cut(repeated, random_windows(length, scale, generator), sizes)
             if self.gain or self.offset:
                 view = jitter_bands(view, std, self.gain, self.offset, generator)
+            if self.noise:
+                view = add_noise(view, std, self.noise, generator)
+            if self.erasing:
+                view = erase(view, self.erasing, generator)
             if self.band_dropout:
                 view = drop_bands(view, self.band_dropout, generator)
             if self.modality_dropout:
@@ -237,7 +288,7 @@ class Views:
         return joined
 
 
-def _size(x: Tensor, fraction: float, patch: int) -> tuple[int, int]:
+def view_size(x: Tensor, fraction: float, patch: int) -> tuple[int, int]:
     """Height and width, pixels, of a fraction of a raster, in whole patches."""
     height, width = (max(round(n * fraction / patch), 1) * patch for n in x.shape[-2:])
     return height, width

@@ -139,7 +139,8 @@ def test_every_config_parses_and_says_what_it_is_for(path):
     assert content['seed_everything'] == 0
     required = {
         'EuroSATRGBDataModule': '--data.root=x', 'SSL4EOS12DataModule': '--data.root=x',
-        'RastersDataModule': '--data.paths=[x]',
+        'RastersDataModule': '--data.paths=[x]', 'ImageFolderDataModule': '--data.root=x',
+        'CIFAR10DataModule': '--data.root=x',
     }  # fmt: skip
     name = content['data']['class_path'].rpartition('.')[2]
     command = [sys.executable, '-m', 'gfm_jepa.cli', 'fit', '--config', str(path), required[name]]

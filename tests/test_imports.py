@@ -8,7 +8,7 @@ from pathlib import Path
 import gfm_jepa
 
 PACKAGE = Path(gfm_jepa.__file__).parent
-BASE = {'errors', 'modalities', 'masks', 'losses', 'views', 'metrics'}
+BASE = {'errors', 'modalities', 'masks', 'losses', 'views', 'photo_views', 'metrics'}
 ALLOWED = {
     'errors': set(),
     'modalities': {'errors'},
@@ -16,6 +16,7 @@ ALLOWED = {
     'losses': set(),
     'metrics': set(),
     'views': {'modalities'},
+    'photo_views': {'errors', 'modalities', 'views'},
     'models': BASE,
     'data': BASE,
     'tasks': BASE | {'models', 'data'},

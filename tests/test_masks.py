@@ -7,9 +7,11 @@ from gfm_jepa.masks import (
     CrossModal,
     Ground,
     Mixture,
+    MixtureSettings,
     MultiBlock,
     RandomCells,
     SignalBiased,
+    Tube,
     keep_ids,
     multi_block,
     token_cells,
@@ -168,3 +170,38 @@ def test_mixture_draws_by_weight():
     # One modality alone cannot be predicted from the others.
     assert Mixture(0.0, cross_modal=1.0).sample(here, generator())[1].shape[1] == 1
     assert Mixture(0.0, signal_biased=1.0).signal == 'variance' and Mixture().signal == ''
+
+
+def test_mixture_takes_the_settings_of_its_masks():
+    here = ground(torch.ones(4, 36, dtype=torch.bool), torch.arange(36), (6, 6))
+    settings = MixtureSettings(random_cells=RandomCells((0.5, 0.5)))
+    ids, _ = Mixture(0.0, random_cells=1.0, settings=settings).sample(here, generator())
+    assert ids.shape == (4, 18)
+
+
+def test_tube_hides_the_same_cells_at_all_dates():
+    # Three dates on 6 x 6 cells, and a static modality of 3 x 3 patches beside them.
+    dated = torch.arange(36).repeat(3)
+    static = torch.tensor([0, 2, 4, 12, 14, 16, 24, 26, 28])
+    cells = torch.cat([dated, static])
+    valid = torch.ones(8, len(cells), dtype=torch.bool)
+    valid[0, 36:72] = False  # a cloudy date
+    kinds = torch.cat([torch.zeros(108, dtype=torch.long), torch.ones(9, dtype=torch.long)])
+    context_ids, target_ids = Tube(tubes=2).sample(ground(valid, cells, (6, 6), kinds), generator())
+    assert target_ids.shape[:2] == (8, 2)
+    for sample in range(8):
+        hidden = set()
+        for block in target_ids[sample]:
+            ids = block[block >= 0]
+            assert valid[sample, ids].all()
+            of_date = [set(cells[ids[(ids >= 36 * t) & (ids < 36 * t + 36)]].tolist())
+                       for t in range(3)]  # fmt: skip
+            assert of_date[0] and of_date[0] == of_date[2]
+            assert of_date[1] == (set() if sample == 0 else of_date[0])
+            hidden |= of_date[0]
+        seen = context_ids[sample][context_ids[sample] >= 0]
+        assert valid[sample, seen].all() and not set(cells[seen].tolist()) & hidden
+        dates = {int(i) // 36 for i in seen if i < 108}
+        assert dates == ({0, 2} if sample == 0 else {0, 1, 2})
+    assert Tube().dates and Mixture(tube=1.0).dates
+    assert not MultiBlock().dates and not Mixture().dates

@@ -9,10 +9,10 @@ import yaml
 
 from gfm_jepa import InputError, from_pretrained
 from gfm_jepa.cli import main
-from gfm_jepa.masks import Ground, MultiBlock
-from gfm_jepa.tasks import IJEPA, EncoderConfig, LeJEPA
+from gfm_jepa.masks import Ground, MultiBlock, Tube
+from gfm_jepa.tasks import IJEPA, EncoderConfig, LatentMIM, LeJEPA
 from gfm_jepa.tasks.base import warmup_cosine
-from gfm_jepa.tasks.ijepa import masked_smooth_l1, update_ema
+from gfm_jepa.tasks.ijepa import masked_smooth_l1, sample_masks, update_ema
 
 # A small sensor: trains in seconds.
 SENSORS = [
@@ -188,3 +188,76 @@ def test_warmup_then_cosine():
     assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True) and rates[-1] == pytest.approx(0.01)
     assert warmup_cosine(55, 100, 0.1, 0.0) == pytest.approx(0.5)
+
+
+def dated_batch(dates=3):
+    batch = {'optical': torch.rand(4, dates, 3, 48, 48) * 3000, 'relief': torch.rand(4, 1, 16, 16)}
+    batch['relief'] *= 3000
+    batch['optical'][0, 1] = float('nan')  # a cloudy date
+    return batch
+
+
+def test_dates_are_one_sequence_whose_first_looks_as_ever():
+    encoder = IJEPA(SENSORS).encoder
+    batch = dated_batch()
+    layout = encoder.layout(batch)
+    assert len(layout.positions) == 3 * 36 + 4 and layout.finest == (6, 6)
+    assert layout.date_ids.tolist() == [0] * 36 + [1] * 36 + [2] * 36 + [0] * 4
+    assert torch.equal(layout.positions[:36], layout.positions[72:108])
+    tokens, valid, _ = encoder.embed_patches(batch)
+    assert not valid[0, 36:72].any() and valid.sum() == 4 * 112 - 36
+    first, _, _ = encoder.embed_patches({**batch, 'optical': batch['optical'][:, 0]})
+    assert torch.equal(tokens[:, :36], first[:, :36])
+    same = {'optical': batch['optical'][1:, :1].expand(-1, 3, -1, -1, -1)}
+    again = encoder.embed_patches(same)[0].unflatten(1, (3, 36))
+    assert not torch.allclose(again[:, 0], again[:, 1])  # the order is told
+    # A date that is not there costs and changes nothing.
+    gone = {'optical': batch['optical'].clone()}
+    gone['optical'][:, 1:] = float('nan')
+    alone = encoder({'optical': gone['optical'][:, 0]})
+    assert torch.allclose(encoder(gone), alone, atol=1e-5)
+    with pytest.raises(InputError, match='A feature map is of one date'):
+        encoder.forward_feature_map(batch)
+
+
+def test_ground_that_a_tube_hides_does_not_leak_through_other_dates():
+    task = IJEPA(SENSORS, masks=Tube())
+    batch = dated_batch()
+    generator = torch.Generator().manual_seed(0)
+    context_ids, target_ids = sample_masks(task.masks, task.encoder, batch, generator)
+    changed = {'optical': batch['optical'].clone(), 'relief': batch['relief']}
+    for sample in range(4):
+        for token in target_ids[sample].flatten().tolist():
+            if 0 <= token < 108:
+                row, col = divmod(token % 36, 6)
+                here = (slice(row * 8, row * 8 + 8), slice(col * 8, col * 8 + 8))
+                changed['optical'][(sample, slice(None), slice(None), *here)] *= 0.1
+    before = task.forward_context(batch, context_ids, target_ids)
+    after = task.forward_context(changed, context_ids, target_ids)
+    assert torch.allclose(before, after, atol=1e-6)
+    assert not torch.allclose(
+        task.forward_targets(batch, target_ids), task.forward_targets(changed, target_ids)
+    )
+
+
+@pytest.mark.parametrize('method', [IJEPA, LatentMIM])
+def test_masks_that_span_dates_get_all_of_them(method):
+    for masks, ndim in ((Tube(), 5), (MultiBlock(), 4)):
+        task = method(SENSORS, masks=masks)
+        task._seed, task.log_dict = 0, lambda values: None
+        batch = dated_batch()
+        assert task.dates_of(masks, batch, 0)['optical'].ndim == ndim
+        loss = task.compute_loss(batch, 0)
+        loss.backward()
+        assert loss.isfinite()
+        assert all(p.grad.isfinite().all() for p in task.parameters() if p.grad is not None)
+
+
+def test_tubes_train_on_dated_rasters(tmp_path, config, write_raster):
+    for date in ('20200101', '20200401', '20200701'):
+        write_raster(tmp_path / f'data/p0/optical_{date}.tif', 3, (96, 96))
+    run = config('IJEPA', 'run', '--trainer.max_steps=2', '--data.num_dates=0',
+                 '--model.masks.tubes=2', '--data.batch_size=1')  # fmt: skip
+    assert (run / 'step=2.ckpt').is_file()
+    saved = torch.load(run / 'step=2.ckpt', weights_only=True)['hyper_parameters']
+    assert saved['masks']['tubes'] == 2

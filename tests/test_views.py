@@ -4,9 +4,11 @@ from conftest import sensor
 
 from gfm_jepa.views import (
     Views,
+    add_noise,
     cut,
     drop_bands,
     drop_modalities,
+    erase,
     jitter_bands,
     random_windows,
 )
@@ -87,3 +89,21 @@ def test_views_are_joined_by_kind_and_cover_equal_ground():
         batch, sensors, {'fine': 8, 'coarse': 8}, generator()
     )
     assert torch.equal(views[0]['fine'], again[0]['fine'])
+
+
+def test_noise_is_as_strong_as_stated():
+    x = {'a': torch.full((64, 2, 16, 16), 100.0)}
+    noisy = add_noise(x, {'a': torch.tensor([10.0, 40.0])}, 0.1, generator())['a'] - x['a']
+    assert noisy.std((0, 2, 3)).tolist() == pytest.approx([1.0, 4.0], rel=0.05)
+    x['a'][0] = float('nan')
+    assert add_noise(x, {'a': torch.ones(2)}, 0.1, generator())['a'][0].isnan().all()
+
+
+def test_erased_squares_are_the_same_ground_at_every_gsd():
+    x = {'fine': torch.ones(500, 2, 96, 96), 'coarse': torch.ones(500, 1, 32, 32)}
+    gone = {k: v.isnan()[:, 0].float() for k, v in erase(x, 0.5, generator()).items()}
+    share = gone['fine'].mean((1, 2))
+    assert 0.4 < (share > 0).float().mean() < 0.6
+    assert share[share > 0].min() > 0.015 and 0.19 < share.max() < 0.21
+    # A coarse pixel is gone if its centre, the middle one of nine fine pixels, is.
+    assert torch.equal(gone['coarse'], gone['fine'][:, 1::3, 1::3])

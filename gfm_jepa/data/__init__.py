@@ -2,14 +2,17 @@
 
 from .datamodules import EuroSATRGBDataModule, RastersDataModule
 from .eurosat import EuroSATRGB
+from .image_datamodules import CIFAR10DataModule, ImageFolderDataModule
 from .rasters import Rasters
 from .ssl4eo import SSL4EOS12
 from .ssl4eo_datamodule import SSL4EOS12DataModule
 
 __all__ = [
     'SSL4EOS12',
+    'CIFAR10DataModule',
     'EuroSATRGB',
     'EuroSATRGBDataModule',
+    'ImageFolderDataModule',
     'Rasters',
     'RastersDataModule',
     'SSL4EOS12DataModule',

@@ -6,15 +6,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from ..errors import InputError
 from ..modalities import MODALITIES
-from .eurosat import SPLITS, EuroSATRGB, Sample, decode_rgb, with_progress
-
-_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp')
+from .eurosat import SPLITS, EuroSATRGB, Sample, with_progress
+from .images import (
+    ImageFiles,
+    class_images,
+    class_names,
+    labels_of,
+    part_folder,
+    read_cifar10,
+    split_by_class,
+)
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,9 @@ def load_benchmark(name: str, root: str | Path) -> Benchmark:
 
     Args:
         name: ``eurosat-rgb-spatial``, ``eurosat-rgb-random0``, ``eurosat-rgb-csv`` (JPEG),
-            ``eurosat-spatial``, ``eurosat-100`` (13 bands, torchgeo's layout), ``ucmerced``, or
+            ``eurosat-spatial``, ``eurosat-100`` (13 bands, torchgeo's layout), ``ucmerced``,
             ``imagefolder``: ``train/ val/ test/`` with a folder a class in each, or one folder a
-            class, which is then split 60/20/20 a class with seed 0.
+            class, which is then split 60/20/20 a class with seed 0; or ``cifar10``.
         root: Folder of the data.
 
     Raises:
@@ -88,28 +93,6 @@ class TorchgeoChips(Dataset[Sample]):
             path = self.dataset.imgs[index][0]
             raise InputError(f'{path} is a broken image ({error}); replace it.') from error
         return {self.modality: sample['image'].float(), 'label': sample['label'].long()}
-
-
-class ImageFiles(Dataset[Sample]):
-    """RGB image files with labels, read at each access.
-
-    Args:
-        files: N paths.
-        labels: N labels.
-    """
-
-    def __init__(self, files: Sequence[Path], labels: Sequence[int]) -> None:
-        self.files = list(files)
-        self.labels = torch.tensor(labels)
-
-    def __len__(self) -> int:
-        """Return N."""
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Return ``rgb`` (3, H, W), float32 in 0..255, and ``label``."""
-        image = torch.from_numpy(decode_rgb(self.files[index])).permute(2, 0, 1)
-        return {'rgb': image.float(), 'label': self.labels[index]}
 
 
 def _eurosat_rgb(split_lists: str, name: str, root: Path) -> Benchmark:
@@ -162,62 +145,31 @@ def _imagefolder(name: str, root: Path) -> Benchmark:
     """Folders of one class each, in the three parts or to be split."""
     if (root / 'train').is_dir():
         folders = [_part_folder(root, part) for part in SPLITS]
-        classes = _class_names(folders[0])
-        parts = [[(f, classes.index(f.parent.name)) for f in _images(d, classes)] for d in folders]
+        classes = class_names(folders[0])
+        parts = [class_images(d, classes) for d in folders]
         split = 'folders'
     else:
-        classes = _class_names(root)
-        parts = _split_by_class(_images(root, classes), classes)
+        classes = class_names(root)
+        parts = split_by_class(class_images(root, classes), classes)
         split = '60/20/20'
-    files = [file for part in parts for file, _ in part]
-    _require_one_size(files)
-    train, val, test = (ImageFiles([f for f, _ in p], [y for _, y in p]) for p in parts)
+    _require_one_size([file for part in parts for file in part])
+    train, val, test = (ImageFiles(p, labels_of(p, classes)) for p in parts)
     return Benchmark(name, split, 'rgb', None, train, val, test, tuple(classes))
 
 
+def _cifar10(name: str, root: Path) -> Benchmark:
+    """CIFAR-10: the last 5,000 training images validate."""
+    (train, val, test), classes = read_cifar10(root)
+    return Benchmark(name, 'official', 'rgb', None, train, val, test, tuple(classes))
+
+
 def _part_folder(root: Path, part: str) -> Path:
-    names = ('val', 'validation') if part == 'val' else (part,)
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    raise InputError(f'{root} has the folder train, but no {part}; add it, or leave out all three.')
-
-
-def _class_names(folder: Path) -> list[str]:
-    classes = sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith('.'))
-    if len(classes) < 2:
+    folder = part_folder(root, part)
+    if folder is None:
         raise InputError(
-            f'{folder} has {len(classes)} class folders; expected two or more, with images in each.'
+            f'{root} has the folder train, but no {part}; add it, or leave out all three.'
         )
-    return classes
-
-
-def _images(folder: Path, classes: Sequence[str]) -> list[Path]:
-    """List the images of a part, class by class."""
-    if unknown := set(_class_names(folder)) - set(classes):
-        raise InputError(f'{folder} has the class {min(unknown)!r}, which train lacks.')
-    files = []
-    for name in classes:
-        found = sorted(folder.glob(f'{name}/*')) if (folder / name).is_dir() else []
-        files += [f for f in found if f.suffix.lower() in _EXTENSIONS]
-    if not files:
-        raise InputError(f'No images in the class folders of {folder}: {", ".join(_EXTENSIONS)}.')
-    return files
-
-
-def _split_by_class(files: Sequence[Path], classes: Sequence[str]) -> list[list[tuple[Path, int]]]:
-    """Split 60/20/20 within each class, seed 0."""
-    parts: list[list[tuple[Path, int]]] = [[], [], []]
-    for label, name in enumerate(classes):
-        own = [f for f in files if f.parent.name == name]
-        if len(own) < 3:
-            raise InputError(f'Class {name!r} has {len(own)} images; a 60/20/20 split needs 3.')
-        order = np.random.default_rng([0, label]).permutation(len(own))
-        held = max(1, round(0.2 * len(own)))
-        for part, ids in zip(parts, np.split(order, [len(own) - 2 * held, len(own) - held]),
-                             strict=True):  # fmt: skip
-            part += [(own[i], label) for i in sorted(ids)]
-    return parts
+    return folder
 
 
 def _require_one_size(files: Sequence[Path]) -> None:
@@ -247,4 +199,5 @@ BENCHMARKS: dict[str, Callable[[str, Path], Benchmark]] = {
     'eurosat-100': partial(_eurosat, 'EuroSAT100', '100'),
     'ucmerced': _ucmerced,
     'imagefolder': _imagefolder,
+    'cifar10': _cifar10,
 }

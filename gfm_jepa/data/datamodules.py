@@ -39,6 +39,11 @@ class PretrainDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
 
+    @property
+    def modality_specs(self) -> list[dict[str, Any]]:
+        """The modalities with the statistics that the data may have given them, for the task."""
+        return [m.to_dict() for m in self.modalities]
+
     def train_loader(
         self,
         dataset: Dataset[Any],

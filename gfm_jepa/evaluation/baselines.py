@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from ..models import Encoder
+from ..models import BaseEncoder
 
 _CHUNK = 4  # images at once: the responses stay in the cache, several times as fast as 128
 
@@ -119,7 +119,7 @@ class _Images:
         return {'image': self.scale(self.dataset[int(index)][self.modality].float())}
 
 
-def random_init(encoder: Encoder, seed: int = 0) -> Encoder:
+def random_init(encoder: BaseEncoder, seed: int = 0) -> BaseEncoder:
     """Build the same architecture with new random weights, in evaluation mode.
 
     Normalisation is part of the architecture and stays. The global random state does not change.

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.benchmarks import Benchmark
 from ..errors import InputError
 from ..modalities import MODALITIES
-from ..models import Encoder
+from ..models import BaseEncoder
 
 Embed = Callable[[dict[str, Tensor]], Tensor]
 
@@ -91,7 +91,7 @@ class EncoderFeatures(nn.Module):
     """
 
     def __init__(
-        self, encoder: Encoder, name: str, benchmark: Benchmark, features: str = 'embedding'
+        self, encoder: BaseEncoder, name: str, benchmark: Benchmark, features: str = 'embedding'
     ) -> None:
         super().__init__()
         key = benchmark.modality

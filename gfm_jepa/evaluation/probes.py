@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.benchmarks import Benchmark
 from ..errors import InputError
 from ..metrics import knn_predict
-from ..models import Encoder
+from ..models import BaseEncoder
 from .baselines import ImageStatistics, RandomConvolutions, random_init
 from .features import Embed, EncoderFeatures, Features, extract_features
 from .logistic import LogisticRegression
@@ -100,7 +100,7 @@ def linear_probe(
 
 
 def probe(
-    encoder: Encoder,
+    encoder: BaseEncoder,
     name: str,
     benchmark: Benchmark,
     features: str = 'embedding',
@@ -149,7 +149,7 @@ def probe(
 
 
 def report(
-    encoder: Encoder,
+    encoder: BaseEncoder,
     name: str,
     benchmark: Benchmark,
     features: str = 'embedding',
@@ -204,7 +204,7 @@ def write_rows(rows: Sequence[Row], path: str | Path) -> None:
 
 
 def _embeds(
-    encoder: Encoder, name: str, benchmark: Benchmark, features: str, baselines: bool, seed: int
+    encoder: BaseEncoder, name: str, benchmark: Benchmark, features: str, baselines: bool, seed: int
 ) -> Iterator[tuple[str, str, Embed]]:
     """Yield title, kind of features and function: the weights, then the baselines."""
     yield name, features, EncoderFeatures(encoder, name, benchmark, features)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
@@ -11,9 +11,8 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..modalities import Modality, resolve_all
-from .patch_embed import PatchEmbed
-
-Batch = Mapping[str, Any]
+from .base import BaseEncoder, Batch
+from .patch_embed import PatchEmbed, order_encoding
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,8 @@ class TokenLayout:
         positions: (N, 2) centres, metres south and east of the chip's corner.
         modality_ids: (N,) index of each token's modality in the encoder's order.
         extent: Height and width of the chip, metres.
+        date_ids: (N,) index of each token's date, in the order in which the batch holds them; 0
+            where there is one date or none.
     """
 
     names: tuple[str, ...]
@@ -33,6 +34,7 @@ class TokenLayout:
     positions: Tensor
     modality_ids: Tensor
     extent: tuple[float, float]
+    date_ids: Tensor
 
     @property
     def finest(self) -> tuple[int, int]:
@@ -70,7 +72,7 @@ class Tokens:
         return full[:, :total]
 
 
-class Encoder(nn.Module):
+class Encoder(BaseEncoder):
     """Embed any subset of its modalities with one trunk of timm blocks.
 
     Args:
@@ -132,15 +134,19 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.apply(_init_linear)
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build an encoder, with new weights, from the `config` of another."""
-        return cls(**config)
-
     @property
     def modalities(self) -> dict[str, Modality]:
         """The modalities that it embeds, by name."""
         return {name: self._embedder(name).modality for name in self.patch_embeds}
+
+    @property
+    def patch_sizes(self) -> dict[str, int]:
+        """Side of a patch, pixels, by modality."""
+        return dict(self.config['patch_size'])
+
+    def check(self, batch: Batch) -> None:
+        """Refuse a batch that it cannot embed; see `layout`."""
+        self.layout(batch)
 
     def layout(self, batch: Batch) -> TokenLayout:
         """Say where the tokens of a batch lie, without computing them.
@@ -150,16 +156,19 @@ class Encoder(nn.Module):
                 different ground.
         """
         rasters = self.rasters(batch)
-        grids, positions, ids, extents = [], [], [], {}
+        grids, positions, ids, dates, extents = [], [], [], [], {}
         for index, name in enumerate(self.patch_embeds):
             if name not in rasters:
                 continue
             embed = self._embedder(name)
             gsd = _gsd(batch, name) or embed.modality.gsd
             grid = embed.grid(tuple(rasters[name].shape))
+            number = rasters[name].shape[1] if rasters[name].ndim == 5 else 1
             grids.append(grid)
-            positions.append(embed.positions(grid, gsd))
-            ids.append(torch.full((grid[0] * grid[1],), index, device=positions[-1].device))
+            positions.append(embed.positions(grid, gsd).repeat(number, 1))
+            ids.append(torch.full((len(positions[-1]),), index, device=positions[-1].device))
+            date = torch.arange(number, device=positions[-1].device)
+            dates.append(date.repeat_interleave(grid[0] * grid[1]))
             extents[name] = (rasters[name].shape[-2] * gsd, rasters[name].shape[-1] * gsd)
         extent = next(iter(extents.values()))
         for name, other in extents.items():
@@ -171,13 +180,20 @@ class Encoder(nn.Module):
                     f'batch["gsd"] where it is not the nominal one.'
                 )
         return TokenLayout(
-            tuple(extents), tuple(grids), torch.cat(positions), torch.cat(ids), extent
-        )
+            tuple(extents), tuple(grids), torch.cat(positions), torch.cat(ids), extent,
+            torch.cat(dates),
+        )  # fmt: skip
 
     def valid_patches(self, batch: Batch) -> Tensor:
         """Which tokens are there, (B, N) boolean, without computing them."""
         rasters = self.rasters(batch)
-        return torch.cat([self._embedder(n).valid_patches(x) for n, x in rasters.items()], dim=1)
+        return torch.cat(
+            [
+                by_date(x, self._embedder(n).valid_patches(one_by_one(x)))
+                for n, x in rasters.items()
+            ],
+            dim=1,
+        )
 
     def patch_signal(self, batch: Batch, kind: str) -> Tensor:
         """How much each patch holds, (B, N), at least 0, in standard deviations of its modality.
@@ -187,14 +203,25 @@ class Encoder(nn.Module):
             kind: ``variance`` (standard deviation within the patch, mean over bands) or
                 ``brightness`` (its mean over bands and pixels above the darkest patch's).
         """
-        signals = [self._embedder(n).signal(x, kind) for n, x in self.rasters(batch).items()]
+        signals = [
+            by_date(x, self._embedder(n).signal(one_by_one(x), kind))
+            for n, x in self.rasters(batch).items()
+        ]
         return torch.cat(signals, dim=1)
 
     def embed_patches(self, batch: Batch) -> tuple[Tensor, Tensor, TokenLayout]:
         """Tokens before the trunk: (B, N, D), valid (B, N), and their layout."""
         layout, rasters = self.layout(batch), self.rasters(batch)
-        pairs = [self._embedder(name)(rasters[name], _gsd(batch, name)) for name in layout.names]
-        return torch.cat([p[0] for p in pairs], 1), torch.cat([p[1] for p in pairs], 1), layout
+        tokens, valid = [], []
+        for name in layout.names:
+            x = rasters[name]
+            embedded, there = self._embedder(name)(one_by_one(x), _gsd(batch, name))
+            tokens.append(by_date(x, embedded))
+            valid.append(by_date(x, there))
+        joined = torch.cat(tokens, dim=1)
+        if bool(layout.date_ids.any()):
+            joined = joined + order_encoding(layout.date_ids, self.embed_dim)
+        return joined, torch.cat(valid, dim=1), layout
 
     def forward_tokens(
         self, batch: Batch, keep_ids: Tensor | None = None, num_depths: int = 0
@@ -202,7 +229,8 @@ class Encoder(nn.Module):
         """Run the trunk over the tokens that are there.
 
         Args:
-            batch: Rasters (B, C, H, W) by modality, raw units, NaN = not there.
+            batch: Rasters (B, C, H, W) by modality, raw units, NaN = not there; or (B, T, C, H, W)
+                with dates in their order, whose tokens follow each other.
             keep_ids: (B, K) indices of the tokens to keep, -1 for none; all by default.
             num_depths: How many blocks before the last to keep the output of.
 
@@ -273,8 +301,10 @@ class Encoder(nn.Module):
             (B, D, H / p, W / p); NaN where there is no token.
 
         Raises:
-            InputError: If the batch lacks that modality.
+            InputError: If the batch lacks that modality, or holds several dates.
         """
+        if any(x.ndim == 5 for x in self.rasters(batch).values()):
+            raise InputError('A feature map is of one date; give rasters (B, C, H, W).')
         tokens = self.forward_tokens(batch)
         layout = tokens.layout
         name = modality or layout.names[0]
@@ -291,18 +321,15 @@ class Encoder(nn.Module):
         assert isinstance(module, PatchEmbed)
         return module
 
-    def rasters(self, batch: Batch) -> dict[str, Tensor]:
-        """Pick this encoder's modalities out of a batch."""
-        names = list(self.patch_embeds)
-        rasters = {name: batch[name] for name in names if name in batch}
-        if not rasters and len(names) == 1 and 'image' in batch:
-            rasters = {names[0]: batch['image']}
-        if not rasters:
-            raise InputError(
-                f'The batch holds {", ".join(map(str, batch)) or "nothing"}, but this encoder '
-                f'embeds {", ".join(names)}; name at least one of them.'
-            )
-        return rasters
+
+def one_by_one(x: Tensor) -> Tensor:
+    """Dates (B, T, C, H, W) as samples of their own (B T, C, H, W); others as they are."""
+    return x.flatten(0, 1) if x.ndim == 5 else x
+
+
+def by_date(x: Tensor, tokens: Tensor) -> Tensor:
+    """Join what `one_by_one` took apart: (B T, n, ...) to (B, T n, ...), date after date."""
+    return tokens.unflatten(0, x.shape[:2]).flatten(1, 2) if x.ndim == 5 else tokens
 
 
 def take(tokens: Tensor, ids: Tensor) -> Tensor:

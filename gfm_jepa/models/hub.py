@@ -16,14 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import InputError
+from .base import BaseEncoder
 from .encoder import Encoder
+from .timm_encoder import TimmEncoder
 
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
 
 
 def from_pretrained(
     source: str | os.PathLike[str], revision: str | None = None, local_files_only: bool = False
-) -> Encoder:
+) -> BaseEncoder:
     """Load an encoder, ready to embed.
 
     Args:
@@ -52,7 +54,7 @@ def from_pretrained(
     )
 
 
-def save_pretrained(encoder: Encoder, folder: str | os.PathLike[str]) -> Path:
+def save_pretrained(encoder: BaseEncoder, folder: str | os.PathLike[str]) -> Path:
     """Write an encoder as safetensors and JSON; a killed run leaves no half-written file.
 
     Args:
@@ -73,7 +75,7 @@ def save_pretrained(encoder: Encoder, folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def _from_folder(folder: Path) -> Encoder:
+def _from_folder(folder: Path) -> BaseEncoder:
     """Load what `save_pretrained` wrote."""
     if missing := [n for n in (CONFIG, WEIGHTS) if not (folder / n).is_file()]:
         raise InputError(
@@ -112,7 +114,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _from_checkpoint(path: Path) -> Encoder:
+def _from_checkpoint(path: Path) -> BaseEncoder:
     """Load the encoder out of a checkpoint that Lightning wrote."""
     checkpoint = load_checkpoint(path)
     prefix = checkpoint['encoder_prefix']
@@ -124,7 +126,7 @@ def _from_checkpoint(path: Path) -> Encoder:
     return _build(checkpoint['encoder_config'], state, path)
 
 
-def _from_hub(repo_id: str, revision: str | None, local_files_only: bool) -> Encoder:
+def _from_hub(repo_id: str, revision: str | None, local_files_only: bool) -> BaseEncoder:
     """Fetch the two files of a Hub repository, or take them from the cache."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
@@ -142,10 +144,11 @@ def _from_hub(repo_id: str, revision: str | None, local_files_only: bool) -> Enc
     return _from_folder(Path(paths[0]).parent)
 
 
-def _build(config: Mapping[str, Any], state: Mapping[str, Tensor], source: Path) -> Encoder:
+def _build(config: Mapping[str, Any], state: Mapping[str, Tensor], source: Path) -> BaseEncoder:
     """Build the encoder and load its weights strictly."""
+    kind: type[BaseEncoder] = TimmEncoder if 'backbone' in config else Encoder
     try:
-        encoder = Encoder.from_config(config)
+        encoder = kind.from_config(config)
     except TypeError as error:
         raise InputError(f'{source} does not describe an encoder ({error}).') from error
     try:

@@ -30,6 +30,24 @@ def sincos_positions(positions: Tensor, embed_dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
+def order_encoding(date_ids: Tensor, embed_dim: int) -> Tensor:
+    """Encode which date of its sample a token is of: its place in the order, not its time.
+
+    Batches hold dates in their order and do not say when they were; nothing is made up.
+
+    Args:
+        date_ids: (N,) index of the date.
+        embed_dim: D, even.
+
+    Returns:
+        (N, D): sines, and cosines less 1, at D / 2 wavelengths from 2 pi to 200 pi dates. The first
+        date is 0, so that a single date, which every embedding is made of, looks as it always does.
+    """
+    rates = 0.01 ** torch.linspace(0, 1, embed_dim // 2, device=date_ids.device)
+    angles = date_ids.unsqueeze(-1) * rates
+    return torch.cat([angles.sin(), angles.cos() - 1], dim=-1)
+
+
 class LinearStem(nn.Module):
     """One linear map of the pixels of a patch: no pixel is seen by two patches.
 
@@ -228,25 +246,31 @@ class PatchEmbed(nn.Module):
 
     def _check_unit(self, x: Tensor) -> None:
         """Warn once when the values cannot be in the modality's unit."""
-        bounds = self.modality.valid_range
-        if self._warned or bounds is None:
-            return
-        sample = x[..., ::11, ::11]  # 1 % of the pixels tell a wrong unit as well as all
-        seen = sample[sample.isfinite()]
-        if not len(seen):
-            return
-        margin = 0.2 * (bounds[1] - bounds[0])  # views with another contrast are no reason to warn
-        outside = (seen < bounds[0] - margin) | (seen > bounds[1] + margin)
-        # Reflectance 0..1 given as DN 0..10000 lies inside the range; its size betrays it.
-        scaled = bounds[0] >= 0 and bounds[1] > 100 and 0 < float(seen.max()) <= 1.5
-        if float(outside.float().mean()) > 0.01 or scaled:
+        if not self._warned and (problem := unit_problem(x, self.modality)):
             self._warned = True
-            warnings.warn(
-                f'{self.modality.name} came with values from {float(seen.min()):.4g} to '
-                f'{float(seen.max()):.4g}, but is expected in the unit "{self.modality.unit}" '
-                f'({bounds[0]:g} to {bounds[1]:g}); pass raw values, the encoder normalises them.',
-                stacklevel=4,
-            )
+            warnings.warn(problem, stacklevel=4)
+
+
+def unit_problem(x: Tensor, modality: Modality) -> str:
+    """Say what is wrong when values (B, C, H, W) cannot be in the modality's unit; else ''."""
+    bounds = modality.valid_range
+    if bounds is None:
+        return ''
+    sample = x[..., ::11, ::11]  # 1 % of the pixels tell a wrong unit as well as all
+    seen = sample[sample.isfinite()]
+    if not len(seen):
+        return ''
+    margin = 0.2 * (bounds[1] - bounds[0])  # views with another contrast are no reason to warn
+    outside = (seen < bounds[0] - margin) | (seen > bounds[1] + margin)
+    # Reflectance 0..1 given as DN 0..10000 lies inside the range; its size betrays it.
+    scaled = bounds[0] >= 0 and bounds[1] > 100 and 0 < float(seen.max()) <= 1.5
+    if float(outside.float().mean()) <= 0.01 and not scaled:
+        return ''
+    return (
+        f'{modality.name} came with values from {float(seen.min()):.4g} to '
+        f'{float(seen.max()):.4g}, but is expected in the unit "{modality.unit}" '
+        f'({bounds[0]:g} to {bounds[1]:g}); pass raw values, the encoder normalises them.'
+    )
 
 
 def all_finite(x: Tensor) -> bool:

@@ -5,7 +5,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from .encoder import TokenLayout, _init_linear, take
-from .patch_embed import sincos_positions
+from .patch_embed import order_encoding, sincos_positions
 
 
 class Predictor(nn.Module):
@@ -63,6 +63,7 @@ class Predictor(nn.Module):
         """
         batch, blocks, length = target_ids.shape
         place = sincos_positions(layout.positions, self.predictor_dim)
+        place = place + order_encoding(layout.date_ids, self.predictor_dim)
         place = (place + self.modality_vectors[layout.modality_ids]).expand(batch, -1, -1)
         queries = self.mask_token + take(place, target_ids.flatten(1).clamp_min(0))
         known = self.embed(context) + take(place, context_ids.clamp_min(0))

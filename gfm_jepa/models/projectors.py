@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import torch
 import torch.distributed as dist
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -43,11 +44,26 @@ class CrossRankBatchNorm(_BatchNorm):
         track_running_stats: Whether it keeps running statistics.
     """
 
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
+        self.after: nn.Module = nn.Identity()  # what timm's fused norms do to the result
+
     def _check_input_dim(self, input: Tensor) -> None:
         """Any (N, C, ...) will do."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (N, C, ...) over N, the other axes and all ranks."""
+        """Normalise (N, C, ...) over N, the other axes and all ranks; then what follows."""
+        output: Tensor = self.after(self._normalise(input))
+        return output
+
+    def _normalise(self, input: Tensor) -> Tensor:
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
         axes = [0, *range(2, input.ndim)]
@@ -79,6 +95,8 @@ def span_ranks(module: nn.Module) -> nn.Module:
             )  # fmt: skip
             # The same tensors, so that optimizers and checkpoints know them still.
             spanning._parameters, spanning._buffers = child._parameters, child._buffers
+            if isinstance(child, BatchNormAct2d):
+                spanning.after = nn.Sequential(child.drop, child.act)
             spanning.train(child.training)
             setattr(module, name, spanning)
         else:

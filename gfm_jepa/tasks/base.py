@@ -13,8 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchgeo.tasks import BaseTask
 
 from ..errors import InputError
+from ..masks import Mask
 from ..metrics import effective_rank, embedding_std, mean_cosine
-from ..models import Encoder, build_encoder
+from ..models import BaseEncoder, TimmEncoder, build_encoder
 from ..models.projectors import span_ranks
 from ..views import pick_dates
 
@@ -30,12 +31,21 @@ class EncoderConfig:
         patch_size: Side of a patch, pixels; one for all, or one per modality name.
         stem: ``linear``, or ``conv`` (not for masked methods: it leaks between patches).
         drop_path_rate: Stochastic depth of the last block.
+        backbone: Name of a timm model, such as ``resnet50`` or ``vit_small_patch16_224``, for the
+            methods that compare views; null is our encoder, and only it heeds preset, patch_size
+            and stem.
+        small_images: Of a timm ResNet a stem of 3 x 3, stride 1 and no pooling, of a timm ViT
+            patches of half the side: for images of 32 to 96 pixels.
+        pretrained: Start from timm's published weights; fetched from the Hub.
     """
 
     preset: str = 'nano'
     patch_size: int | dict[str, int] = 8
     stem: str = 'linear'
     drop_path_rate: float = 0.0
+    backbone: str | None = None
+    small_images: bool = False
+    pretrained: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
     ignore = None
     monitor = 'val_knn5'
     mode = 'max'
-    encoder: Encoder
+    encoder: BaseEncoder
 
     def __init__(
         self,
@@ -93,16 +103,33 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
     def configure_models(self) -> None:
         """Build the encoder."""
         c = self.encoder_config
+        if c.backbone is not None:
+            self.encoder = TimmEncoder(
+                self.modality_specs, c.backbone, c.small_images, c.drop_path_rate, c.pretrained
+            )
+            return
+        if c.small_images or c.pretrained:
+            option = 'small_images' if c.small_images else 'pretrained'
+            raise InputError(
+                f'encoder.{option} is for timm models; name one as encoder.backbone, or leave it '
+                f'out.'
+            )
         self.encoder = build_encoder(
             c.preset, self.modality_specs, c.patch_size, c.stem, c.drop_path_rate
         )
 
     def require_tight_stem(self) -> None:
-        """Refuse a stem that leaks between patches: what every masked method needs.
+        """Refuse what does not keep patches apart: every masked method needs it.
 
         Raises:
-            InputError: If it does.
+            InputError: If the encoder is a timm model, or its stem leaks between patches.
         """
+        if self.encoder_config.backbone is not None:
+            raise InputError(
+                f"{type(self).__name__} hides tokens, and timm's {self.encoder_config.backbone} "
+                f'has none that could be dropped; take encoder.backbone=null, or LeJEPA, VICReg or '
+                f'SimSiam with it.'
+            )
         if self.encoder_config.stem == 'conv':
             raise InputError(
                 'The conv stem shows a token the margin of its neighbours, so that masks would not '
@@ -110,7 +137,7 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
             )
 
     @property
-    def evaluated_encoder(self) -> Encoder:
+    def evaluated_encoder(self) -> BaseEncoder:
         """The encoder that probes, `from_pretrained` and users get."""
         return self.encoder
 
@@ -132,6 +159,10 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
             return dict(batch)
         rasters = {k: v for k, v in batch.items() if k in self.encoder.modalities}
         return {**batch, **pick_dates(rasters, 1, self.generator(batch_idx))[0]}
+
+    def dates_of(self, masks: Mask, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+        """The batch with all its dates, if the masks span them, else with one of each sample."""
+        return dict(batch) if masks.dates else self.one_date(batch, batch_idx)
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Embed a batch: (B, D)."""

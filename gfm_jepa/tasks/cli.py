@@ -54,8 +54,10 @@ class GfmJepaCLI(LightningCLI):
         return super().init_parser(**kwargs, exit_on_error=False)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Say once, under data, which modalities there are."""
-        parser.link_arguments('data.init_args.modalities', 'model.init_args.modalities')
+        """Say once, under data, which modalities there are; images give theirs statistics."""
+        parser.link_arguments(
+            'data.modality_specs', 'model.init_args.modalities', apply_on='instantiate'
+        )
 
     def before_fit(self) -> None:
         """Look at the data, the checkpoint and the length of the run before anything is written."""
@@ -93,7 +95,7 @@ class GfmJepaCLI(LightningCLI):
         self.datamodule.setup(stage)
         sample = getattr(self.datamodule, f'{part}_dataloader')().dataset[0]
         batch = {k: v[None] if isinstance(v, Tensor) else v for k, v in sample.items()}
-        self.model.encoder.layout(self.model.one_date(batch, 0))
+        self.model.encoder.check(self.model.one_date(batch, 0))
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config alone: what it says holds, not what a checkpoint was made with."""

@@ -41,6 +41,8 @@ class IJEPA(PretrainTask):
         Architecture" (2023), equation 1 and appendix A.
     """
 
+    encoder: Encoder
+
     def __init__(
         self,
         modalities: ModalitySpecs,
@@ -97,7 +99,7 @@ class IJEPA(PretrainTask):
 
     def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Predict the targets, and compare."""
-        batch = self.one_date(batch, batch_idx)
+        batch = self.dates_of(self.masks, batch, batch_idx)
         context_ids, target_ids = self.sample_masks(batch, batch_idx)
         targets = self.forward_targets(batch, target_ids)
         predictions = self.forward_context(batch, context_ids, target_ids)

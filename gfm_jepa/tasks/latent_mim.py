@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ..losses import info_nce, patch_discrimination
 from ..masks import Mask, RandomCells
-from ..models import PatchEmbed, Predictor
-from ..models.encoder import masked_mean, take
+from ..models import Encoder, PatchEmbed, Predictor
+from ..models.encoder import by_date, masked_mean, one_by_one, take
 from .base import (
     EncoderConfig,
     ModalitySpecs,
@@ -42,6 +42,8 @@ class LatentMIM(PretrainTask):
     Source: OlmoEarth (Allen Institute for AI, 2025), "Latent MIM Lite"; Wei et al., "Towards Latent
         Masked Image Modeling" (2024).
     """
+
+    encoder: Encoder
 
     def __init__(
         self,
@@ -77,7 +79,8 @@ class LatentMIM(PretrainTask):
         for name in names:
             embed = self.target_embeds[name]
             assert isinstance(embed, PatchEmbed)
-            tokens.append(embed.project(rasters[name])[0])
+            x = rasters[name]
+            tokens.append(by_date(x, embed.project(one_by_one(x))[0]))
         return take(torch.cat(tokens, dim=1), target_ids.clamp_min(0))
 
     def forward_context(
@@ -92,7 +95,7 @@ class LatentMIM(PretrainTask):
 
     def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mask twice, tell the hidden patches apart, and the samples by their contexts."""
-        batch = self.one_date(batch, batch_idx)
+        batch = self.dates_of(self.masks, batch, batch_idx)
         generator = self.generator(batch_idx)
         losses, embeddings = [], []
         for _ in range(2):

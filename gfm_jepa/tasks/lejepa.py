@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..losses import SIGReg, view_invariance
+from ..photo_views import PhotoViews
 from ..views import Views
 from .base import EncoderConfig, ModalitySpecs, OptimizerConfig
 from .views import ViewTask
@@ -33,7 +34,7 @@ class LeJEPA(ViewTask):
         modalities: ModalitySpecs,
         encoder: EncoderConfig = EncoderConfig(stem='conv'),
         optimizer: OptimizerConfig = OptimizerConfig(),
-        views: Views = Views(),
+        views: Views | PhotoViews = Views(),
         sigreg_weight: float = 0.02,
         num_slices: int = 256,
         projection_dim: int = 64,

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..losses import negative_cosine
 from ..models.projectors import projector
+from ..photo_views import PhotoViews
 from ..views import Views
 from .base import EncoderConfig, ModalitySpecs, OptimizerConfig
 from .views import ViewTask
@@ -39,7 +40,7 @@ class SimSiam(ViewTask):
         modalities: ModalitySpecs,
         encoder: EncoderConfig = EncoderConfig(stem='conv'),
         optimizer: OptimizerConfig = OptimizerConfig(),
-        views: Views = Views(),
+        views: Views | PhotoViews = Views(),
         projection_dim: int = 512,
         bottleneck_dim: int = 128,
         stop_gradient: bool = True,

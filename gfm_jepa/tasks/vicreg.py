@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..losses import VICReg as VICRegLoss
 from ..models.projectors import projector
+from ..photo_views import PhotoViews
 from ..views import Views
 from .base import EncoderConfig, ModalitySpecs, OptimizerConfig
 from .views import ViewTask
@@ -32,7 +33,7 @@ class VICReg(ViewTask):
         modalities: ModalitySpecs,
         encoder: EncoderConfig = EncoderConfig(stem='conv'),
         optimizer: OptimizerConfig = OptimizerConfig(),
-        views: Views = Views(),
+        views: Views | PhotoViews = Views(),
         weights: tuple[float, float, float] = (25.0, 25.0, 1.0),
         expander_dims: tuple[int, ...] = (512, 512, 512),
     ) -> None:

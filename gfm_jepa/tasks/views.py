@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+from ..photo_views import PhotoViews
 from ..views import Views
-from .base import EncoderConfig, ModalitySpecs, OptimizerConfig, PretrainTask, as_config
+from .base import EncoderConfig, ModalitySpecs, OptimizerConfig, PretrainTask
 
 
 class ViewTask(PretrainTask):
@@ -17,7 +19,7 @@ class ViewTask(PretrainTask):
         modalities: What to embed: known names, YAML paths, or mappings of `Modality` fields.
         encoder: Which encoder to train.
         optimizer: How to train it.
-        views: How views are made.
+        views: How views are made: `Views` of images from above, `PhotoViews` of photographs.
     """
 
     def __init__(
@@ -25,9 +27,13 @@ class ViewTask(PretrainTask):
         modalities: ModalitySpecs,
         encoder: EncoderConfig,
         optimizer: OptimizerConfig,
-        views: Views,
+        views: Views | PhotoViews,
     ) -> None:
-        self.views = as_config(Views, views)
+        # A checkpoint holds a mapping; only one of the two has colours.
+        self.views: Views | PhotoViews = (
+            views if not isinstance(views, Mapping)
+            else PhotoViews(**views) if 'jitter' in views else Views(**views)
+        )  # fmt: skip
         super().__init__(modalities, encoder, optimizer)
 
     @property
@@ -36,12 +42,27 @@ class ViewTask(PretrainTask):
         return self.views.num_global + self.views.num_local
 
     def embed_views(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Make the views of a batch and embed them: (V, B, D), the global ones first."""
+        """Make the views of a batch and embed them: (V, B, D), the global ones first.
+
+        A sample of which a view shows nothing valid is left out of the loss: its NaN would spread
+        to all others in the projector's batch norms.
+
+        Raises:
+            InputError: If fewer than two samples are left.
+        """
         views = self.views.make(
-            batch, self.encoder.modalities, self.encoder.config['patch_size'],
-            self.generator(batch_idx),
-        )  # fmt: skip
+            batch, self.encoder.modalities, self.encoder.patch_sizes, self.generator(batch_idx)
+        )
         embeddings = torch.cat([self.encoder(view) for view in views])
         self.log_health(embeddings[: len(embeddings) // self.views.num_global])
         by_view: Tensor = embeddings.unflatten(0, (self.num_views, -1))
-        return by_view
+        there = by_view.detach().isfinite().all(dim=2).all(dim=0)
+        if bool(there.all()):
+            return by_view
+        if int(there.sum()) < 2:
+            raise InputError(
+                f'{int(there.sum())} of {len(there)} samples of a batch have something valid in '
+                f'all their views, or the weights are broken; take chips with more data, larger '
+                f'batches, or a lower learning rate.'
+            )
+        return by_view[:, there]

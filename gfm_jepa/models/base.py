@@ -1,0 +1,76 @@
+"""What tasks, probes and the hub use of any encoder."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..modalities import Modality
+
+Batch = Mapping[str, Any]
+
+
+class BaseEncoder(nn.Module, ABC):
+    """An encoder: raw physical units in, NaN = not there, one embedding a sample out.
+
+    Attributes:
+        config: Plain values, from which `from_config` builds the same encoder with new weights.
+        embed_dim: Width D of the embedding.
+    """
+
+    config: dict[str, Any]
+    embed_dim: int
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build an encoder, with new weights, from the `config` of another."""
+        return cls(**config)
+
+    @property
+    @abstractmethod
+    def modalities(self) -> dict[str, Modality]:
+        """The modalities that it embeds, by name."""
+
+    @property
+    @abstractmethod
+    def patch_sizes(self) -> dict[str, int]:
+        """What the sides of a raster must be a multiple of, pixels, by modality."""
+
+    @abstractmethod
+    def check(self, batch: Batch) -> None:
+        """Refuse a batch that it cannot embed, without computing anything.
+
+        Raises:
+            InputError: If no modality fits, band counts or sizes are wrong.
+        """
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Tensor:
+        """Embed a batch: (B, D); NaN for a sample without valid pixels."""
+
+    @abstractmethod
+    def forward_depths(self, batch: Batch, num_depths: int = 3) -> Tensor:
+        """Embed a batch with several depths: (B, D'), richer features for probes."""
+
+    @abstractmethod
+    def forward_feature_map(self, batch: Batch, modality: str | None = None) -> Tensor:
+        """Features on a grid over the chip: (B, D', h, w), NaN where nothing is there."""
+
+    def rasters(self, batch: Batch) -> dict[str, Tensor]:
+        """Pick this encoder's modalities out of a batch.
+
+        Raises:
+            InputError: If the batch holds none of them.
+        """
+        names = list(self.modalities)
+        rasters = {name: batch[name] for name in names if name in batch}
+        if not rasters and len(names) == 1 and 'image' in batch:
+            rasters = {names[0]: batch['image']}
+        if not rasters:
+            raise InputError(
+                f'The batch holds {", ".join(map(str, batch)) or "nothing"}, but this encoder '
+                f'embeds {", ".join(names)}; name at least one of them.'
+            )
+        return rasters
