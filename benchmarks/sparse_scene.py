@@ -2,8 +2,8 @@
 
     python benchmarks/sparse_scene.py
 
-Makes chips of noise with one small source each (a disc, a ring, a bar, a pair or a cross at a random
-place, turn, size and brightness), trains `IJEPA` on them twice, with the same share of cells in the
+Makes chips of noise with one small source each (disc, ring, bar, pair or cross; place, turn,
+size and brightness at random), trains `IJEPA` on them twice, with the same share of cells in the
 context, and probes the frozen encoder for the kind of source. The last line is one JSON object: the
 share of context patches on the source, kNN-5 and linear accuracy over seeds.
 """

@@ -280,15 +280,27 @@ class Encoder(BaseEncoder):
         """Embed a batch with several depths: richer features for probes.
 
         Returns:
-            (B, (num_depths + 1) * D): the mean over tokens after each of the last `num_depths`
+            (B, (num_depths + 1) * D + S): the mean over tokens after each of the last `num_depths`
             blocks (the earlier ones layer-normed without parameters), then the standard deviation
-            over the tokens of the last.
+            over the tokens of the last; behind a conv stem, the statistics of its stages
+            (`PatchEmbed.stem_statistics`), averaged over the modalities and dates that are there.
         """
         tokens = self.forward_tokens(batch, num_depths=num_depths - 1)
         levels = [F.layer_norm(t, (self.embed_dim,)) for t in tokens.depths] + [tokens.values]
         means = [masked_mean(t, tokens.valid) for t in levels]
         spread = masked_mean((tokens.values - means[-1].unsqueeze(1)).square(), tokens.valid)
-        return torch.cat([*means, (spread + 1e-12).sqrt()], dim=1)
+        spread = (spread + 1e-12).sqrt()
+        return torch.cat([*means, spread, *self._stem_statistics(batch)], dim=1)
+
+    def _stem_statistics(self, batch: Batch) -> list[Tensor]:
+        """Statistics (B, S) of the conv stems, in a list that is empty without such a stem."""
+        found = []
+        for name, x in self.rasters(batch).items():
+            statistics = self._embedder(name).stem_statistics(one_by_one(x))
+            if statistics is not None:
+                found.append(by_date(x, statistics.unsqueeze(1)) if x.ndim == 5
+                             else statistics.unsqueeze(1))  # fmt: skip
+        return [torch.cat(found, dim=1).nanmean(dim=1)] if found else []
 
     def forward_feature_map(self, batch: Batch, modality: str | None = None) -> Tensor:
         """Features on the token grid of one modality, informed by all that are there.

@@ -77,8 +77,31 @@ class LinearStem(nn.Module):
         return nn.functional.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
+class ResidualConvs(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut; the identity when new.
+
+    Args:
+        channels: In and out.
+
+    Source: He et al., "Deep residual learning" (2016), section 3.3.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels),
+        )  # fmt: skip
+        nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]  # a BatchNorm2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to the same shape."""
+        return nn.functional.relu(x + self.layers(x))
+
+
 class ConvStem(nn.Module):
-    """A stack of overlapping stride-2 convolutions; learns faster from few samples.
+    """Overlapping stride-2 convolutions, residual ones between; learns faster from few samples.
 
     A token sees a margin of the neighbouring patches, so masked methods must not use it.
 
@@ -91,33 +114,48 @@ class ConvStem(nn.Module):
         InputError: If the patch size is not a power of two above 1.
 
     Source: Xiao et al., "Early convolutions help transformers see better" (2021).
+    Differs from the source: filters of 5 x 5 at the first level and residual convolutions at the
+        others. At equal time that was worth more than twice the depth of the trunk; see
+        benchmarks/README.md.
     """
 
     leaks = True
 
     def __init__(self, in_channels: int, embed_dim: int, patch_size: int) -> None:
         super().__init__()
-        stages = int(math.log2(patch_size))
-        if patch_size < 2 or 2**stages != patch_size:
+        stages = int(math.log2(patch_size)) if patch_size > 1 else 0
+        if not stages or 2**stages != patch_size:
             raise InputError(
                 f'The conv stem halves the raster at each stage, so that its patch size must be a '
                 f'power of two; got {patch_size}: take 4, 8 or 16, or the linear stem.'
             )
-        widths = [in_channels] + [embed_dim // 2 ** (stages - i) for i in range(1, stages)]
-        layers: list[nn.Module] = []
-        for i in range(stages - 1):
-            layers += [
-                nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(widths[i + 1]),
-                nn.GELU(),
-            ]
-        self.layers = nn.Sequential(
-            *layers, nn.Conv2d(widths[-1], embed_dim, 3, stride=2, padding=1)
-        )
+        self.stages = nn.ModuleList()
+        before = in_channels
+        for i in range(stages):
+            # Widths double towards D, but few filters at the start would lose what pixels tell.
+            width = min(max(embed_dim // 2 ** (stages - 1 - i), 64), embed_dim)
+            side = 5 if i == 0 else 3
+            self.stages.append(
+                nn.Sequential(
+                    nn.Conv2d(before, width, side, stride=2, padding=side // 2, bias=False),
+                    nn.BatchNorm2d(width), nn.ReLU(inplace=True),
+                    ResidualConvs(width) if i else nn.Identity(),
+                )
+            )  # fmt: skip
+            before = width
+        self.project = nn.Conv2d(before, embed_dim, 1)
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """Responses (B, width, H / 2^i, W / 2^i) of each stage i, all at least 0."""
+        responses = []
+        for stage in self.stages:
+            x = stage(x)
+            responses.append(x)
+        return responses
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, N, D)."""
-        tokens: Tensor = self.layers(x).flatten(2).transpose(1, 2)
+        tokens: Tensor = self.project(self.levels(x)[-1]).flatten(2).transpose(1, 2)
         return tokens
 
 
@@ -204,12 +242,33 @@ class PatchEmbed(nn.Module):
         self.grid(tuple(x.shape))
         self._check_unit(x)
         complete = all_finite(x)
-        valid = self._valid_patches(x, complete)
+        return self.stem(self._normalise(x, complete)), self._valid_patches(x, complete)
+
+    def stem_statistics(self, x: Tensor) -> Tensor | None:
+        """What the stem answers before the trunk, pooled; None for a linear stem.
+
+        Returns:
+            (B, S): mean and standard deviation over the valid pixels of each response of each
+            stage; NaN for a sample without any.
+        """
+        if not isinstance(self.stem, ConvStem):
+            return None
+        complete = all_finite(x)
+        there = x.isfinite().float().mean(dim=1, keepdim=True)
+        pooled = []
+        for response in self.stem.levels(self._normalise(x, complete)):
+            weight = nn.functional.avg_pool2d(there, x.shape[-1] // response.shape[-1])
+            weight = (weight >= self.min_valid).to(response)
+            weight = weight / weight.sum(dim=(2, 3), keepdim=True)
+            mean = (response * weight).sum(dim=(2, 3))
+            square = (response.square() * weight).sum(dim=(2, 3))
+            pooled += [mean, (square - mean.square()).clamp_min(1e-12).sqrt()]
+        return torch.cat(pooled, dim=1)
+
+    def _normalise(self, x: Tensor, complete: bool) -> Tensor:
         # One pass over the pixels, not two: (x - mean) / std.
         normalised = torch.addcmul(-self.mean / self.std, x.float(), 1 / self.std)
-        if not complete:
-            normalised.nan_to_num_(0.0, 0.0, 0.0)
-        return self.stem(normalised), valid
+        return normalised if complete else normalised.nan_to_num_(0.0, 0.0, 0.0)
 
     def place(self, grid: tuple[int, int], gsd: float | None = None) -> Tensor:
         """What is added to the tokens (N, D): their position on the ground, and their sensor."""
