@@ -145,13 +145,13 @@ def test_depths_hold_the_statistics_of_conv_stems(batch):
     encoder = Encoder([OPTICAL, RADAR], 8, 32, depth=2, num_heads=2, stem='conv').eval()
     both = {n: batch[n] for n in ('optical', 'radar')}
     depths = encoder.forward_depths(both, 2)
-    assert depths.shape == (3, 96 + 2 * 3 * 32)
+    assert depths.shape == (3, 96 + 2 * (16 + 16 + 32))
     stems = encoder.patch_embeds
     alone = [stems[n].stem_statistics(x) for n, x in both.items()]
     assert torch.allclose(depths[:, 96:], torch.stack(alone).mean(dim=0), atol=1e-6)
     first = stems['optical'].stem.levels(stems['optical']._normalise(batch['optical'], True))[0]
-    assert torch.allclose(alone[0][:, :32], first.mean(dim=(2, 3)), atol=1e-5)
-    assert torch.allclose(alone[0][:, 32:64], first.std(dim=(2, 3), correction=0), atol=1e-4)
+    assert torch.allclose(alone[0][:, :16], first.mean(dim=(2, 3)), atol=1e-5)
+    assert torch.allclose(alone[0][:, 16:32], first.std(dim=(2, 3), correction=0), atol=1e-4)
     # What is not there counts as little as what was never given.
     gone = {**both, 'radar': torch.full_like(both['radar'], NAN)}
     only = encoder.forward_depths({'optical': both['optical']}, 2)

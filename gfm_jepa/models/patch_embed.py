@@ -114,9 +114,8 @@ class ConvStem(nn.Module):
         InputError: If the patch size is not a power of two above 1.
 
     Source: Xiao et al., "Early convolutions help transformers see better" (2021).
-    Differs from the source: filters of 5 x 5 at the first level and residual convolutions at the
-        others. At equal time that was worth more than twice the depth of the trunk; see
-        benchmarks/README.md.
+    Differs from the source: residual convolutions after each stage but the first. At equal time
+        they were worth more than as many blocks of the trunk; see benchmarks/README.md.
     """
 
     leaks = True
@@ -132,12 +131,10 @@ class ConvStem(nn.Module):
         self.stages = nn.ModuleList()
         before = in_channels
         for i in range(stages):
-            # Widths double towards D, but few filters at the start would lose what pixels tell.
-            width = min(max(embed_dim // 2 ** (stages - 1 - i), 64), embed_dim)
-            side = 5 if i == 0 else 3
+            width = max(embed_dim // 2 ** (stages - 1 - i), 16)
             self.stages.append(
                 nn.Sequential(
-                    nn.Conv2d(before, width, side, stride=2, padding=side // 2, bias=False),
+                    nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False),
                     nn.BatchNorm2d(width), nn.ReLU(inplace=True),
                     ResidualConvs(width) if i else nn.Identity(),
                 )
