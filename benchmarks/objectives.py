@@ -12,26 +12,24 @@ line is one JSON object: mean and spread over seeds, by method and features.
 """
 
 import argparse
-import csv
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import yaml
 from lightning.pytorch import seed_everything
-from throughput import CONFIGS, OURS, Clock, time_ours
+from rows import Row, read
+from rows import fill as fill_rows
+from throughput import OURS, Clock, config_of, time_ours
 from torch.utils.data import Dataset
 
 from gfm_jepa import tasks
 from gfm_jepa.data.benchmarks import Benchmark, load_benchmark
-from gfm_jepa.errors import InputError
 from gfm_jepa.evaluation.baselines import ImageStatistics, RandomConvolutions, random_init
 from gfm_jepa.evaluation.features import EncoderFeatures, extract_features
 from gfm_jepa.evaluation.probes import knn_probe, linear_probe
@@ -39,20 +37,21 @@ from gfm_jepa.models.hub import from_pretrained
 
 THEIRS = ('torchgeo-mae', 'torchgeo-simclr', 'torchgeo-byol')
 BASELINES = ('image-statistics', 'rcf-torchgeo-defaults', 'rcf-512', 'random-init')
-COLUMNS = ('method', 'minutes', 'seed', 'steps', 'seconds_a_step', 'features', 'width', 'knn5',
-           'linear')  # fmt: skip
 CALIBRATION_STEPS = 30
 RESULTS = Path(__file__).parent / 'results' / 'objectives.csv'
-Row = dict[str, Any]
 
 
-def train_ours(method: str, steps: int, seed: int, root: str) -> Any:
-    """Train one of our configs for so many steps and return its encoder."""
+def train_ours(
+    method: str, steps: int, seed: int, root: str, changes: Mapping[str, Any] = MappingProxyType({})
+) -> Any:
+    """Train one of our configs, perhaps changed, for so many steps and return its encoder."""
     from gfm_jepa.cli import main as gfm_jepa
 
     with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / 'config.yaml'
+        config.write_text(yaml.safe_dump(config_of(method, changes)))
         words = [
-            'fit', '--config', str(CONFIGS / f'{method}_eurosat_rgb.yaml'), f'--data.root={root}',
+            'fit', '--config', str(config), f'--data.root={root}',
             f'--trainer.max_steps={steps}', f'--seed_everything={seed}',
             '--trainer.logger=false', f'--trainer.default_root_dir={folder}',
             '--trainer.enable_progress_bar=false',
@@ -93,8 +92,7 @@ def embeds(method: str, minutes: float, seed: int, root: str, benchmark: Benchma
         yield 'embedding', embed, steps, seconds
     else:
         if method == 'random-init':
-            config = yaml.safe_load((CONFIGS / 'lejepa_eurosat_rgb.yaml').read_text())
-            task = tasks.LeJEPA(['rgb'], **config['model']['init_args'])
+            task = tasks.LeJEPA(['rgb'], **config_of('lejepa')['model']['init_args'])
             encoder, steps, seconds = random_init(task.encoder, seed), 0, 0.0
         else:
             seconds = Clock.step(time_ours(method, CALIBRATION_STEPS)[0].processor)
@@ -122,26 +120,6 @@ def rows_of(method: str, minutes: float, seed: int, root: str) -> list[Row]:
             'linear': round(linear_probe(train, val, test, progress=False).accuracy, 4),
         })  # fmt: skip
     return rows
-
-
-def read(path: Path) -> list[Row]:
-    """Rows that are there."""
-    if not path.exists():
-        return []
-    with path.open(newline='') as file:
-        return list(csv.DictReader(file))
-
-
-def append(path: Path, rows: list[Row]) -> None:
-    """Write all rows anew and move them into place: the file is whole at any moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix('.tmp')
-    everything = read(path) + rows
-    with partial.open('w', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(everything)
-    partial.replace(path)
 
 
 def summary(rows: list[Row], minutes: float) -> dict[str, Any]:
@@ -180,25 +158,11 @@ def fill(args: argparse.Namespace) -> None:
     methods = best_methods(there, args.best) if args.best else list(args.methods)
     wanted = [(m, 0.0 if m in BASELINES else args.minutes, seed)
               for seed in range(args.seeds) for m in methods]  # fmt: skip
-    missing = [w for w in wanted if w not in known]
-
-    def work(job: tuple[str, float, int]) -> list[Row]:
-        method, minutes, seed = job
-        command = [sys.executable, __file__, '--root', args.root, '--row', method,
-                   str(minutes), str(seed)]  # fmt: skip
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise InputError(f'{method}, seed {seed}, failed; what it said stands above.')
-        rows: list[Row] = json.loads(done.stdout.splitlines()[-1])
-        return rows
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for job in as_completed([pool.submit(work, job) for job in missing]):
-            rows = job.result()
-            append(args.output, rows)
-            print(*(f'{r["method"]} {r["features"]} seed {r["seed"]}: kNN-5 {r["knn5"]:.4f}, '
-                    f'linear {r["linear"]:.4f}' for r in rows), sep='\n', flush=True)  # fmt: skip
+    jobs = [['--root', args.root, '--row', m, str(minutes), str(seed)]
+            for m, minutes, seed in wanted if (m, minutes, seed) not in known]  # fmt: skip
+    fill_rows(args.output, __file__, jobs, args.jobs, lambda r: (
+        f'{r["method"]} {r["features"]} seed {r["seed"]}: kNN-5 {r["knn5"]:.4f}, '
+        f'linear {r["linear"]:.4f}'))  # fmt: skip
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from gfm_jepa.tasks import IJEPA, EncoderConfig, OptimizerConfig
 from gfm_jepa.tasks.ijepa import sample_masks
 
 KINDS = ('disc', 'ring', 'bar', 'pair', 'cross')
-SIDE, PATCH = 64, 4
+SIDE, PATCH = 48, 4
 SKY = Modality('sky', ('flux',), 1.0, 'count', (0.2,), (1.0,), 'made up here')
 
 
@@ -112,14 +112,14 @@ def measure(masks: Mask, steps: int, seed: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-    parser.add_argument('--steps', type=int, default=600)
+    parser.add_argument('--steps', type=int, default=300)
     parser.add_argument('--seeds', type=int, default=2)
     parser.add_argument('--context', type=float, default=0.05, help='share of the cells')
     args = parser.parse_args()
     share = (args.context, args.context)
     kinds: dict[str, Mask] = {
         'random': RandomCells(share),
-        'signal_biased': SignalBiased(share, signal='brightness', power=2.0),
+        'signal_biased': SignalBiased(share, signal='brightness', power=4.0),
     }
     result: dict[str, Any] = {'steps': args.steps, 'seeds': args.seeds}
     for name, masks in kinds.items():

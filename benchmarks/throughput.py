@@ -16,7 +16,9 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -70,19 +72,37 @@ class Clock(Callback):
         return (ends[-1] - ends[WARM]) / (len(ends) - 1 - WARM)
 
 
-def our_task(method: str) -> tuple[Any, int, float]:
+def config_of(method: str, changes: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """The EuroSAT RGB config of a method, with some values changed, named by dotted keys."""
+    config: dict[str, Any] = yaml.safe_load((CONFIGS / f'{method}_eurosat_rgb.yaml').read_text())
+    for key, value in changes.items():
+        *path, last = key.split('.')
+        place = config
+        for name in path:
+            place = place[name]
+        place[last] = value
+    return config
+
+
+def our_task(
+    method: str, changes: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Any, int, float]:
     """A task as its EuroSAT RGB config says, its batch size and gradient clipping."""
-    config = yaml.safe_load((CONFIGS / f'{method}_eurosat_rgb.yaml').read_text())
+    config = config_of(method, changes)
     kind = getattr(tasks, config['model']['class_path'].rpartition('.')[2])
     task = kind(['rgb'], **config['model']['init_args'])
     return task, config['data']['init_args']['batch_size'], config['trainer']['gradient_clip_val']
 
 
 def time_ours(
-    method: str, steps: int = STEPS, size: tuple[int, int] = (64, 64), devices: int = 1
+    method: str,
+    steps: int = STEPS,
+    size: tuple[int, int] = (64, 64),
+    devices: int = 1,
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Clock, int]:
     """Train some steps of a method of ours; the clock, and the batch size of one process."""
-    task, batch_size, clip = our_task(method)
+    task, batch_size, clip = our_task(method, changes)
     clock = Clock()
     trainer = Trainer(
         max_steps=steps, max_epochs=-1, logger=False, enable_checkpointing=False,

@@ -1,0 +1,116 @@
+"""What matters in the recipe: one change at a time, at equal training time, judged on `val`.
+
+    python benchmarks/recipe.py --root DIR --minutes 2
+
+Trains `configs/vicreg_eurosat_rgb.yaml` on the spatial train list of EuroSAT RGB with one thing
+changed, for so many minutes of two quiet cores (counted in processor time, as in objectives.py),
+and probes on the spatial val list; the test list is not read. Rows go to
+benchmarks/results/recipe.csv and are skipped when they stand there. The last line is one JSON
+object: kNN-5 and linear accuracy by variant, percent, mean over seeds.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import seed_everything
+from objectives import CALIBRATION_STEPS, train_ours
+from rows import Row, fill, read
+from throughput import Clock, time_ours
+
+from gfm_jepa.data.benchmarks import load_benchmark
+from gfm_jepa.evaluation.features import EncoderFeatures, extract_features
+from gfm_jepa.evaluation.probes import knn_probe, linear_probe
+
+_ENCODER, _VIEWS, _RATE = (
+    'model.init_args.encoder', 'model.init_args.views', 'model.init_args.optimizer.lr',
+)  # fmt: skip
+# By name: the method, and what is changed in its config.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    'recipe': ('vicreg', {}),
+    'LeJEPA': ('lejepa', {}),
+    'SimSiam': ('simsiam', {}),
+    'linear stem': ('vicreg', {f'{_ENCODER}.stem': 'linear'}),
+    'patches of 16 px': ('vicreg', {f'{_ENCODER}.patch_size': 16}),
+    'views of 48 px': ('vicreg', {f'{_VIEWS}.global_fraction': 0.75}),
+    'views of 64 px': ('vicreg', {f'{_VIEWS}.global_fraction': 1.0}),
+    'crops of 0.1 to 1': ('vicreg', {f'{_VIEWS}.global_scale': [0.1, 1.0]}),
+    'four views, batch 32': (
+        'vicreg', {f'{_VIEWS}.num_global': 4, 'data.init_args.batch_size': 32},
+    ),
+    'batch 256': ('vicreg', {'data.init_args.batch_size': 256}),
+    'lr 1e-3': ('vicreg', {_RATE: 1e-3}),
+    'lr 4e-3': ('vicreg', {_RATE: 4e-3}),
+    'gain and offset 0.1': ('vicreg', {f'{_VIEWS}.gain': 0.1, f'{_VIEWS}.offset': 0.1}),
+    'gain and offset 0.4': ('vicreg', {f'{_VIEWS}.gain': 0.4, f'{_VIEWS}.offset': 0.4}),
+    'noise 0.1': ('vicreg', {f'{_VIEWS}.noise': 0.1}),
+}  # fmt: skip
+RESULTS = Path(__file__).parent / 'results' / 'recipe.csv'
+
+
+def rows_of(variant: str, minutes: float, seed: int, root: str) -> list[Row]:
+    """Train and probe one variant: a row for each kind of features."""
+    seed_everything(seed)
+    method, changes = VARIANTS[variant]
+    clock, _ = time_ours(method, CALIBRATION_STEPS, changes=changes)
+    steps = max(int(120 * minutes / Clock.step(clock.processor)), 1)
+    encoder = train_ours(method, steps, seed, root, changes)
+    benchmark = load_benchmark('eurosat-rgb-spatial', root)
+    rows: list[Row] = []
+    for features in ('embedding', 'depths'):
+        embed = EncoderFeatures(encoder, variant, benchmark, features)
+        train, val = (
+            extract_features(embed, part, progress=False)
+            for part in (benchmark.train, benchmark.val)
+        )
+        rows.append({
+            'variant': variant, 'minutes': minutes, 'seed': seed, 'steps': steps,
+            'features': features, 'knn5': round(knn_probe(train, val, k=5).accuracy, 4),
+            'linear': round(linear_probe(train, val, val, progress=False).accuracy, 4),
+        })  # fmt: skip
+    return rows
+
+
+def said(row: Row) -> str:
+    """A row in words."""
+    return (
+        f'{row["variant"]}, {row["features"]}: kNN-5 {row["knn5"]:.4f}, linear {row["linear"]:.4f}'
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
+    parser.add_argument('--root', required=True, help='folder of EuroSAT RGB')
+    parser.add_argument('--minutes', type=float, default=2, help='of two cores, per row')
+    parser.add_argument('--seeds', type=int, default=1)
+    parser.add_argument('--jobs', type=int, default=2, help='rows at once; one core each')
+    parser.add_argument('--variants', nargs='+', default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument('--output', type=Path, default=RESULTS)
+    parser.add_argument('--row', nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.row:
+        torch.set_num_threads(1)
+        variant, minutes, seed = args.row
+        print(json.dumps(rows_of(variant, float(minutes), int(seed), args.root)))
+        return
+    known = {(r['variant'], float(r['minutes']), int(r['seed'])) for r in read(args.output)}
+    jobs = [
+        ['--root', args.root, '--row', variant, str(args.minutes), str(seed)]
+        for seed in range(args.seeds) for variant in args.variants
+        if (variant, args.minutes, seed) not in known
+    ]  # fmt: skip
+    fill(args.output, __file__, jobs, args.jobs, said)
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in read(args.output):
+        if float(row['minutes']) == args.minutes:
+            scores = found.setdefault(f'{row["variant"]}, {row["features"]}', {})
+            for column in ('knn5', 'linear'):
+                scores.setdefault(column, []).append(100 * float(row[column]))
+    print(json.dumps({n: {c: round(sum(v) / len(v), 2) for c, v in s.items()}
+                      for n, s in found.items()}))  # fmt: skip
+
+
+if __name__ == '__main__':
+    main()

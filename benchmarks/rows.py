@@ -1,0 +1,62 @@
+"""Tables that fill row by row: each row from a process of its own, kept as soon as it is there."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def read(path: Path) -> list[Row]:
+    """Rows that are there."""
+    if not path.exists():
+        return []
+    with path.open(newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, rows: Sequence[Row]) -> None:
+    """Write all rows anew and move them into place: the file is whole at any moment."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    everything = [*read(path), *rows]
+    partial = path.with_suffix('.tmp')
+    with partial.open('w', newline='') as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(everything)
+    partial.replace(path)
+
+
+def fill(
+    path: Path, script: str, jobs: Sequence[Sequence[str]], parallel: int, say: Callable[[Row], str]
+) -> None:
+    """Make rows, several at a time, each in a process with one thread.
+
+    Args:
+        path: CSV file that the rows are appended to.
+        script: Called with the words of a job; prints its rows as one JSON list on its last line.
+        jobs: Words by job.
+        parallel: Processes at once.
+        say: What to print of a row when it is there.
+    """
+
+    def work(words: Sequence[str]) -> list[Row]:
+        environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+        done = subprocess.run(
+            [sys.executable, script, *words], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        if done.returncode:
+            raise SystemExit(f'{" ".join(words)} failed; what it said stands above.')
+        rows: list[Row] = json.loads(done.stdout.splitlines()[-1])
+        return rows
+
+    with ThreadPoolExecutor(parallel) as pool:
+        for job in as_completed([pool.submit(work, words) for words in jobs]):
+            append(path, job.result())
+            print(*map(say, job.result()), sep='\n', flush=True)
