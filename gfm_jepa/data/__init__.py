@@ -3,6 +3,7 @@
 from .datamodules import EuroSATRGBDataModule, RastersDataModule
 from .eurosat import EuroSATRGB
 from .image_datamodules import CIFAR10DataModule, ImageFolderDataModule
+from .joined import JoinedDataModule
 from .rasters import Rasters
 from .ssl4eo import SSL4EOS12
 from .ssl4eo_datamodule import SSL4EOS12DataModule
@@ -13,6 +14,7 @@ __all__ = [
     'EuroSATRGB',
     'EuroSATRGBDataModule',
     'ImageFolderDataModule',
+    'JoinedDataModule',
     'Rasters',
     'RastersDataModule',
     'SSL4EOS12DataModule',

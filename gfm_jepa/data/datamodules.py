@@ -44,6 +44,12 @@ class PretrainDataModule(LightningDataModule):
         """The modalities with the statistics that the data may have given them, for the task."""
         return [m.to_dict() for m in self.modalities]
 
+    train_dataset: Any  # a dataset, once `setup` has run for ``fit``
+
+    def train_groups(self) -> list[Sequence[int]]:
+        """Indices of the training samples that may share a batch; all, unless they differ."""
+        return [range(len(self.train_dataset))]
+
     def train_loader(
         self,
         dataset: Dataset[Any],
@@ -103,7 +109,7 @@ class EuroSATRGBDataModule(PretrainDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches ``{'rgb': (B, 3, 64, 64), 'label': (B,)}``, 0..255."""
-        return self.train_loader(self.train_dataset, [range(len(self.train_dataset))])
+        return self.train_loader(self.train_dataset, self.train_groups())
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation list, in order."""
@@ -191,8 +197,12 @@ class RastersDataModule(PretrainDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches of one group each: the same modalities, sizes, gsd and dates."""
-        groups = self.train_dataset.groups()
+        groups = self.train_groups()
         return self.train_loader(self.train_dataset, groups, self.samples_per_epoch, collate)
+
+    def train_groups(self) -> list[Sequence[int]]:
+        """Chips of the same modalities, sizes, gsd and dates."""
+        return list(self.train_dataset.groups())
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Chips of `val_paths` side by side, in order; none without such paths."""

@@ -53,9 +53,14 @@ class ImagesDataModule(PretrainDataModule):
         counts = ', '.join(f'{len(images)} {part}' for part, images in parts.items())
         rank_zero_info(f'{source}: {counts}; mean {rgb.mean}, std {rgb.std} ({rgb.source})')
 
+    @property
+    def train_dataset(self) -> Images:
+        """The training part."""
+        return self.parts['train']
+
     def train_dataloader(self) -> ResumableLoader:
         """Batches of the training part; no label where there is none."""
-        return self.train_loader(self.parts['train'], [range(len(self.parts['train']))])
+        return self.train_loader(self.train_dataset, self.train_groups())
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The validation part, in order; none where there is none."""

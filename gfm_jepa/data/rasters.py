@@ -235,12 +235,13 @@ class Rasters(Dataset[dict[str, Any]]):
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples of one group: (B, C, H, W) by modality, and their common ``gsd``."""
+    """Stack samples of one group: (B, C, H, W) by modality, and their ``gsd``, if they have one."""
     first = samples[0]
     batch: dict[str, Any] = {
         name: torch.stack([s[name] for s in samples])
         for name, value in first.items()
         if isinstance(value, Tensor)
     }
-    batch['gsd'] = first['gsd']
+    if 'gsd' in first:
+        batch['gsd'] = first['gsd']
     return batch
