@@ -1,7 +1,7 @@
 """Pretraining methods, one a file, and the callbacks that watch a run."""
 
 from .base import EncoderConfig, OptimizerConfig, PretrainTask
-from .callbacks import CollapseGuard, OnlineKNN
+from .callbacks import CollapseGuard, NaNGuard, OnlineKNN
 from .ijepa import IJEPA
 from .latent_mim import LatentMIM
 from .lejepa import LeJEPA
@@ -15,6 +15,7 @@ __all__ = [
     'EncoderConfig',
     'LatentMIM',
     'LeJEPA',
+    'NaNGuard',
     'OnlineKNN',
     'OptimizerConfig',
     'PretrainTask',

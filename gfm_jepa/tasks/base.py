@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchgeo.tasks import BaseTask
 
 from ..errors import InputError
-from ..metrics import effective_rank, embedding_std, mean_cosine
+from ..metrics import effective_rank, embedding_std, gradient_norm, mean_cosine
 from ..models import Encoder, build_encoder
 from ..models.projectors import span_ranks
 from ..views import pick_dates
@@ -208,18 +208,24 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         }
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Set the weight decay of this step, if it changes over the run."""
+        """Set the weight decay of this step, if it changes; log the rate and the gradient."""
         c = self.optimizer_config
+        if self.logs_this_step:
+            self.log('lr', optimizer.param_groups[0]['lr'])
+            self.log('grad_norm', gradient_norm(self.parameters()))  # before it is clipped
         if c.final_weight_decay is not None:
             mix = (1 + math.cos(math.pi * self.progress())) / 2
             decay = c.final_weight_decay + (c.weight_decay - c.final_weight_decay) * mix
             optimizer.param_groups[0]['weight_decay'] = decay
 
+    @property
+    def logs_this_step(self) -> bool:
+        """Whether Lightning writes this optimizer step's metrics; it counts from 1."""
+        return (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0
+
     def log_health(self, embeddings: Tensor) -> None:
         """Log whether the embeddings (B, D) of the batch are alive."""
-        if self._trainer is None or not self.training:
-            return
-        if self.global_step % max(self.trainer.log_every_n_steps, 1):
+        if self._trainer is None or not self.training or not self.logs_this_step:
             return
         there = embeddings.detach()[~embeddings.detach().isnan().any(dim=1)]
         if len(there) > 1:
