@@ -57,7 +57,7 @@ def run(method: str, minutes: float, seed: int, root: str) -> list[dict[str, Any
         words = [
             'fit', '--config', str(CONFIGS / f'{method}_eurosat_rgb.yaml'), f'--data.root={root}',
             f'--trainer.max_steps={steps}', f'--seed_everything={seed}',
-            f'--trainer.logger.init_args.save_dir={folder}',
+            f'--trainer.default_root_dir={folder}',
             '--trainer.enable_progress_bar=false',
         ]  # fmt: skip
         if gfm_jepa(words):

@@ -76,24 +76,26 @@ class SIGReg(nn.Module):
         """Return the statistic, averaged over slices and views.
 
         Args:
-            projections: (V, N, P) or (N, P), any floating type; computed in float32.
+            projections: (V, N, P) or (N, P); computed in float32, or float64 if it is that.
             generator: Source of the directions, on the CPU. Under several processes it must be in
                 the same state on every rank, so that all test the same directions.
 
         Returns:
             Scalar, without upper bound; about 1.05 for a standard normal.
         """
-        x = projections.float()
+        x = projections.to(torch.promote_types(projections.dtype, torch.float32))
         x = x.unsqueeze(0) if x.dim() == 2 else x
-        slices = torch.randn(x.shape[-1], self.num_slices, generator=generator).to(x.device)
+        shape = (x.shape[-1], self.num_slices)
+        slices = torch.randn(shape, generator=generator, dtype=torch.float32).to(x)
         # The epsilon keeps a direction that came out as zero from giving NaN.
         slices = slices / (slices.norm(dim=0) + 1e-12)
-        angles = (x @ slices).unsqueeze(-1) * self.knots  # (V, N, S, knots)
+        knots = self.knots.to(x)
+        angles = (x @ slices).unsqueeze(-1) * knots  # (V, N, S, knots)
         real = cross_rank_mean(angles.cos().mean(dim=1))
         imaginary = cross_rank_mean(angles.sin().mean(dim=1))
-        error = (real - torch.exp(-self.knots.square() / 2)).square() + imaginary.square()
+        error = (real - torch.exp(-knots.square() / 2)).square() + imaginary.square()
         count = x.shape[1] * _ranks()
-        return count * (error @ self.weights).mean()
+        return count * (error @ self.weights.to(x)).mean()
 
 
 def view_invariance(projections: Tensor, num_global: int) -> Tensor:

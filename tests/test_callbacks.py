@@ -209,6 +209,6 @@ def test_demo_runs_through(tmp_path, capfd):
     assert [r['name'] for r in rows] == ['trained', 'random init', 'image statistics']
     assert all(0 < r['knn5'] <= 1 and r['n_test'] > 50 for r in rows)
     assert 'trained' in printed and 'lejepa.ckpt' in printed
-    for name in ('confusion_matrix.png', 'learning_curve.png'):
+    for name in ('confusion_matrix.png', 'dashboard.png'):
         assert (tmp_path / 'out' / name).stat().st_size > 5000
     assert set(from_pretrained('out/lejepa.ckpt').modalities) == {'s2_l2a', 's1', 'dem'}

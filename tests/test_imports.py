@@ -18,7 +18,7 @@ ALLOWED = {
     'views': {'modalities'},
     'models': BASE,
     'data': BASE,
-    'tasks': BASE | {'models', 'data'},
+    'tasks': BASE | {'models', 'data', 'evaluation'},  # to draw a run at its end
     'evaluation': BASE | {'models', 'data'},
     'inference': BASE | {'models', 'data'},
 }

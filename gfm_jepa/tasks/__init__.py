@@ -6,18 +6,22 @@ from .ijepa import IJEPA
 from .latent_mim import LatentMIM
 from .lejepa import LeJEPA
 from .predictions import WriteEmbeddings
+from .runs import AtomicCheckpointIO, DrawDashboard, Preemption
 from .simsiam import SimSiam
 from .vicreg import VICReg
 
 __all__ = [
     'IJEPA',
+    'AtomicCheckpointIO',
     'CollapseGuard',
+    'DrawDashboard',
     'EncoderConfig',
     'LatentMIM',
     'LeJEPA',
     'NaNGuard',
     'OnlineKNN',
     'OptimizerConfig',
+    'Preemption',
     'PretrainTask',
     'SimSiam',
     'VICReg',

@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchgeo.tasks import BaseTask
@@ -159,6 +162,11 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         if self.trainer.world_size > 1:
             span_ranks(self)
 
+    def configure_model(self) -> None:
+        """Shard over the ranks under Lightning's ModelParallelStrategy; nothing otherwise."""
+        if self.device_mesh is not None and not isinstance(self, FSDPModule):
+            shard(self, self.device_mesh['data_parallel'])
+
     def on_fit_start(self) -> None:
         """Fix the run's seed once: what `seed_everything` was given, or the checkpoint's."""
         if self._seed is None:
@@ -254,6 +262,19 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         loss = self.compute_loss(batch, batch_idx)
         self.log('train_loss', loss, prog_bar=True)
         return loss
+
+
+def shard(task: PretrainTask, mesh: DeviceMesh) -> None:
+    """Shard parameters, gradients and optimizer state: each block on its own, then the rest.
+
+    Losses call methods of the parts, not their `forward`, so that the task as a whole has to gather
+    what is not in a block, when its loss begins.
+    """
+    for module in list(task.modules()):
+        if isinstance(module, Block):
+            fully_shard(module, mesh=mesh)
+    fully_shard(task, mesh=mesh)
+    register_fsdp_forward_method(task, 'compute_loss')
 
 
 def is_dated(value: Any) -> bool:
