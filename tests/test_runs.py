@@ -86,7 +86,7 @@ def test_a_run_that_a_signal_ended_resumes_bit_for_bit(config, method, number):
     process = command([*words, *halt])
     printed = ''.join(iter(lambda: _line_before_halt(process), ''))
     process.send_signal(number)
-    printed += process.communicate('\n', timeout=300)[0]
+    printed += process.communicate('\n', timeout=900)[0]
     assert process.returncode == STOPPED[number], printed
     reached = torch.load('runs/broken/version_0/checkpoints/last.ckpt', weights_only=True)
     assert reached['global_step'] == (6 if number == signal.SIGKILL else 8)
@@ -169,7 +169,7 @@ def test_two_processes_give_the_weights_of_one(config, method, strategy, monkeyp
     together = [*config('together', f'parts.{method}', **common), '--trainer.devices=2', *words]
     together += ['--trainer.strategy=ddp'] if strategy == 'ddp' else FSDP
     process = command(together)
-    printed = process.communicate(timeout=500)[0]
+    printed = process.communicate(timeout=900)[0]
     assert process.returncode == 0, printed
     expected, got = weights('alone'), weights('together')
     assert expected.keys() == got.keys()
