@@ -21,7 +21,7 @@ PANELS = {
     'loss': ('Loss', 'loss (no unit)', 'linear', None),
     'knn': ('Online kNN on held-out labels', 'accuracy (%)', 'linear', None),
     'rank': ('Effective rank of the embeddings', 'directions in use', 'linear', (0, None)),
-    'spread': ('Spread of the embeddings', '1 = isotropic, 0 = collapsed', 'linear', (-0.1, 1.1)),
+    'spread': ('Spread of the embeddings', 'std 0, cosine 1: collapsed', 'linear', (-0.1, 1.1)),
     'gradient': ('Gradient norm, before clipping', 'L2 norm (no unit)', 'log', None),
     'term': ('Terms of the loss', 'term (no unit)', 'log', None),
     'lr': ('Learning rate', 'rate per step', 'linear', (0, None)),

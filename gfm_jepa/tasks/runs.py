@@ -155,7 +155,7 @@ class DrawDashboard(Callback):
 
     def _draw(self, trainer: Trainer) -> None:
         """Draw, if something was logged."""
-        for logger in trainer.loggers if trainer.is_global_zero else ():
+        for logger in trainer.loggers if trainer.is_global_zero and trainer.global_step else ():
             if isinstance(logger, CSVLogger):
                 logger.save()
                 folder = Path(logger.log_dir)
