@@ -32,7 +32,7 @@ def cross_rank_mean(x: Tensor) -> Tensor:
     """Average over all ranks, differentiably; the identity in one process."""
     if _ranks() == 1:
         return x
-    total: Tensor = _SumOverRanks.apply(x)  # type: ignore[no-untyped-call]
+    total: Tensor = _SumOverRanks.apply(x)
     return total / _ranks()
 
 
@@ -246,5 +246,5 @@ def gather(x: Tensor) -> Tensor:
     if _ranks() == 1:
         return x
     parts = [x if rank == dist.get_rank() else torch.zeros_like(x) for rank in range(_ranks())]
-    joined: Tensor = _SumOverRanks.apply(torch.cat(parts))  # type: ignore[no-untyped-call]
+    joined: Tensor = _SumOverRanks.apply(torch.cat(parts))
     return joined

@@ -161,8 +161,9 @@ FSDP = ['--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy',
 @pytest.mark.parametrize('method', ['StillIJEPA', 'StillLeJEPA'])
 def test_two_processes_give_the_weights_of_one(config, method, strategy, monkeypatch):
     monkeypatch.syspath_prepend(str(TESTS))
-    # In float64 Adam's first steps do not turn rounding into whole steps.
-    common = {'max_steps': 4, 'precision': '64-true', 'gradient_clip_val': 1.0}
+    # Adam turns the rounding of a gradient near 0 into a whole step: float64, where FSDP allows it.
+    precision, most = ('64-true', 1e-9) if strategy == 'ddp' else ('32-true', 1e-5)
+    common = {'max_steps': 4, 'precision': precision, 'gradient_clip_val': 1.0}
     alone = config('alone', f'parts.{method}', **common)
     assert main([*alone, '--data.batch_size=8']) == 0
     together = [*config('together', f'parts.{method}', **common), '--trainer.devices=2']
@@ -172,7 +173,7 @@ def test_two_processes_give_the_weights_of_one(config, method, strategy, monkeyp
     assert process.returncode == 0, printed
     expected, got = weights('alone'), weights('together')
     assert expected.keys() == got.keys()
-    for name, value in expected.items():
-        assert torch.allclose(value, got[name], atol=1e-9), name
+    away = torch.cat([(v.double() - got[k]).flatten() for k, v in expected.items()])
+    assert away.square().mean().sqrt() < most  # an optimizer step moves a weight by about 1e-3
     encoder = from_pretrained('runs/together/version_0/checkpoints/last.ckpt')
     assert encoder({'optical': torch.rand(2, 3, 48, 48) * 3000}).isfinite().all()

@@ -229,7 +229,8 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
     @property
     def logs_this_step(self) -> bool:
         """Whether Lightning writes this optimizer step's metrics; it counts from 1."""
-        return (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0
+        written: bool = (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0
+        return written
 
     def log_health(self, embeddings: Tensor) -> None:
         """Log whether the embeddings (B, D) of the batch are alive."""

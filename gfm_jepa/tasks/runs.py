@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from ..evaluation.dashboard import write_dashboard
@@ -30,7 +30,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         """Write all of it, or nothing."""
         if '://' in str(path):
@@ -63,6 +63,7 @@ class ContinuedCSVLogger(CSVLogger):
                 path.write_text(kept)
                 writer.metrics_keys = next(csv.reader(kept.splitlines()))
             self._experiment = writer
+        assert isinstance(self._experiment, ExperimentWriter)
         return self._experiment
 
 
@@ -108,9 +109,10 @@ class Preemption(Callback):
         """Take the signals; Lightning puts the former handlers back at the end."""
         self.received = 0
         environment = getattr(trainer.strategy, 'cluster_environment', None)
-        requeued = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+        requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+        theirs = getattr(environment, 'requeue_signal', None) if requeues else None
         for number in SIGNALS:
-            if not (requeued and number == environment.requeue_signal):
+            if number != theirs:
                 signal.signal(number, self._remember)
 
     def _remember(self, number: int, frame: Any) -> None:
