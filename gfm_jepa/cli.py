@@ -20,6 +20,7 @@ USAGE = f"""gfm-jepa {__version__}: JEPA pretraining on any rasters
   gfm-jepa fit --config configs/ijepa_rasters.yaml --data.paths=[my_rasters/]
   gfm-jepa validate | test | predict --config ... --ckpt_path ...     (LightningCLI)
   gfm-jepa probe WEIGHTS --dataset eurosat-rgb-spatial --root DIR     frozen features: kNN, linear
+  gfm-jepa dashboard RUN -o run.png                                   one picture of a run
   gfm-jepa index PATH... -o chips.parquet                             a table of chips, with splits
   gfm-jepa cache PATH... -o chips.zarr                                chips, read once
   gfm-jepa explore PATH... -o FOLDER                                  a page of what they hold
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Words of the command line; `sys.argv` by default.
 
     Returns:
-        Exit status: 0, or 2 for bad input, which one sentence on stderr explains.
+        Exit status: 0, or 2 for bad input, which one sentence on stderr explains. A fit that
+        SIGTERM or SIGUSR1 ended leaves with 143 or 138; see `gfm_jepa.tasks.Preemption`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -91,6 +93,20 @@ def _probe(words: list[str]) -> None:
         features=args.features, baselines=not args.no_baselines, output=args.output,
         figures=args.figures,
     )  # fmt: skip
+
+
+def _dashboard(words: list[str]) -> None:
+    """One picture of a run."""
+    parser = argparse.ArgumentParser(
+        'gfm-jepa dashboard', description='Loss, online kNN, health, gradient norm and schedules '
+        'of a run, from its newest metrics.csv, in one picture.',
+    )  # fmt: skip
+    parser.add_argument('run', type=Path, help='folder of a run, or its metrics.csv')
+    parser.add_argument('-o', '--output', type=Path, required=True, help='png, pdf or svg to write')
+    args = parser.parse_args(words)
+    from .evaluation.dashboard import write_dashboard
+
+    print(write_dashboard(args.run, args.output))
 
 
 def _stats(words: list[str]) -> None:
@@ -250,7 +266,7 @@ def _demo(words: list[str]) -> None:
 
 
 _VERBS = {'probe': _probe, 'index': _index, 'cache': _cache, 'stats': _stats, 'demo': _demo,
-          'explore': _explore}  # fmt: skip
+          'explore': _explore, 'dashboard': _dashboard}  # fmt: skip
 
 if __name__ == '__main__':
     sys.exit(main())

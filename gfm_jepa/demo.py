@@ -16,8 +16,9 @@ from .data.rasters import Rasters
 from .data.synthetic import SyntheticLandscapes
 from .errors import InputError
 from .evaluation.baselines import ImageStatistics, random_init
+from .evaluation.dashboard import write_dashboard
 from .evaluation.features import extract_features
-from .evaluation.plots import confusion_matrix, learning_curve, save
+from .evaluation.plots import confusion_matrix, save
 from .evaluation.probes import knn_probe, linear_probe, write_rows
 from .modalities import LULC, resolve_all
 from .models.hub import from_pretrained
@@ -77,7 +78,7 @@ def _pretrain(folders: Sequence[Path], output: Path, steps: int) -> Path:
     trainer.fit(task, data)
     path = output / 'lejepa.ckpt'
     trainer.save_checkpoint(path, weights_only=False)  # the optimizer too, to go on from
-    save(learning_curve(output / 'metrics' / 'metrics.csv'), output / 'learning_curve.png')
+    write_dashboard(output / 'metrics', output / 'dashboard.png')
     return path
 
 

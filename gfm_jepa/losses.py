@@ -1,20 +1,39 @@
 """Objectives as functions and small modules, each with its formula and its source."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class _SumOverRanks(torch.autograd.Function):
+    """All-reduce whose gradient is all-reduced too: torch's own is deprecated since 2.14."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def cross_rank_mean(x: Tensor) -> Tensor:
     """Average over all ranks, differentiably; the identity in one process."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        # The functional form RETURNS its result and leaves its argument alone.
-        from torch.distributed.nn.functional import all_reduce
-
-        total: Tensor = all_reduce(x)
-        return total / dist.get_world_size()
-    return x
+    if _ranks() == 1:
+        return x
+    total: Tensor = _SumOverRanks.apply(x)
+    return total / _ranks()
 
 
 class SIGReg(nn.Module):
@@ -57,24 +76,26 @@ class SIGReg(nn.Module):
         """Return the statistic, averaged over slices and views.
 
         Args:
-            projections: (V, N, P) or (N, P), any floating type; computed in float32.
+            projections: (V, N, P) or (N, P); computed in float32, or float64 if it is that.
             generator: Source of the directions, on the CPU. Under several processes it must be in
                 the same state on every rank, so that all test the same directions.
 
         Returns:
             Scalar, without upper bound; about 1.05 for a standard normal.
         """
-        x = projections.float()
+        x = projections.to(torch.promote_types(projections.dtype, torch.float32))
         x = x.unsqueeze(0) if x.dim() == 2 else x
-        slices = torch.randn(x.shape[-1], self.num_slices, generator=generator).to(x.device)
+        shape = (x.shape[-1], self.num_slices)
+        slices = torch.randn(shape, generator=generator, dtype=torch.float32).to(x)
         # The epsilon keeps a direction that came out as zero from giving NaN.
         slices = slices / (slices.norm(dim=0) + 1e-12)
-        angles = (x @ slices).unsqueeze(-1) * self.knots  # (V, N, S, knots)
+        knots = self.knots.to(x)
+        angles = (x @ slices).unsqueeze(-1) * knots  # (V, N, S, knots)
         real = cross_rank_mean(angles.cos().mean(dim=1))
         imaginary = cross_rank_mean(angles.sin().mean(dim=1))
-        error = (real - torch.exp(-self.knots.square() / 2)).square() + imaginary.square()
-        count = x.shape[1] * (dist.get_world_size() if dist.is_initialized() else 1)
-        return count * (error @ self.weights).mean()
+        error = (real - torch.exp(-knots.square() / 2)).square() + imaginary.square()
+        count = x.shape[1] * _ranks()
+        return count * (error @ self.weights.to(x)).mean()
 
 
 def view_invariance(projections: Tensor, num_global: int) -> Tensor:
@@ -130,7 +151,7 @@ class VICReg(nn.Module):
             projections: (V, N, P), N above 1 over all ranks.
         """
         views, count, width = projections.shape
-        world = dist.get_world_size() if dist.is_initialized() else 1
+        world = _ranks()
         pairs = [(i, j) for i in range(views) for j in range(i)]
         distance = torch.stack(
             [(projections[i] - projections[j]).square().mean() for i, j in pairs]
@@ -214,7 +235,7 @@ def info_nce(first: Tensor, second: Tensor, temperature: float = 0.1) -> Tensor:
         (2018), equation 4; symmetric as in Radford et al., "CLIP" (2021).
     """
     a, b = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    rank = dist.get_rank() if _ranks() > 1 else 0
     own = torch.arange(len(a), device=a.device) + rank * len(a)
     there, back = a @ gather(b).mT / temperature, b @ gather(a).mT / temperature
     return (F.cross_entropy(there, own) + F.cross_entropy(back, own)) / 2
@@ -222,8 +243,8 @@ def info_nce(first: Tensor, second: Tensor, temperature: float = 0.1) -> Tensor:
 
 def gather(x: Tensor) -> Tensor:
     """Join (N, ...) of all ranks along the first axis, differentiably."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        from torch.distributed.nn.functional import all_gather
-
-        return torch.cat(all_gather(x))
-    return x
+    if _ranks() == 1:
+        return x
+    parts = [x if rank == dist.get_rank() else torch.zeros_like(x) for rank in range(_ranks())]
+    joined: Tensor = _SumOverRanks.apply(torch.cat(parts))
+    return joined

@@ -1,9 +1,11 @@
 """Measures of embeddings: is the representation alive, and does it separate classes?"""
 
 import math
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 
@@ -58,6 +60,18 @@ def effective_rank(embeddings: Tensor) -> Tensor:
         return torch.zeros((), device=embeddings.device)
     p = singular / total
     return torch.exp(-(p * p.clamp_min(1e-12).log()).sum())
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """L2 norm of all gradients together, whole also where parameters are sharded over ranks.
+
+    Returns:
+        Scalar; 0 where nothing has a gradient.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    whole: Tensor = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return whole
 
 
 def knn_predict(

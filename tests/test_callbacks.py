@@ -18,7 +18,7 @@ from gfm_jepa.data.chips import ChipFilter
 from gfm_jepa.data.labels import MajorityLabels
 from gfm_jepa.data.rasters import Rasters
 from gfm_jepa.modalities import LULC, Modality
-from gfm_jepa.tasks import IJEPA, CollapseGuard, LeJEPA, OnlineKNN, WriteEmbeddings
+from gfm_jepa.tasks import IJEPA, CollapseGuard, LeJEPA, NaNGuard, OnlineKNN, WriteEmbeddings
 
 
 @pytest.fixture
@@ -76,6 +76,68 @@ def test_guard_lets_live_runs_alone(eurosat):
     run = trainer(guard, max_steps=4)
     run.fit(LeJEPA(['rgb']), EuroSATRGBDataModule(str(eurosat), batch_size=8))
     assert run.global_step == 4 and guard.failed == 0
+
+
+class Poisoned(EuroSATRGBDataModule):
+    """One image holds one pixel of a given value."""
+
+    value = 3e38
+
+    def setup(self, stage):
+        super().setup(stage)
+        self.train_dataset._images = self.train_dataset._images.float()
+        self.train_dataset._images[5, 1, 30, 30] = self.value
+
+
+def finite(task):
+    return all(p.isfinite().all() for p in task.parameters())
+
+
+@pytest.mark.filterwarnings('ignore:.*but is expected in the unit')
+@pytest.mark.parametrize('accumulation', [1, 2])
+def test_a_huge_value_stops_the_run_before_the_weights(eurosat, accumulation):
+    task, data = LeJEPA(['rgb']), Poisoned(str(eurosat), batch_size=4)
+    run = trainer(NaNGuard(), max_steps=60, accumulate_grad_batches=accumulation)
+    with pytest.raises(InputError) as error:
+        run.fit(task, data)
+    message = str(error.value)
+    assert f'at step {run.global_step}, epoch 0, batch ' in message
+    assert message.count('.jpg') == 1 and str(data.train_dataset.files[5]) in message
+    assert finite(task)
+    # Without the guard the same run poisons them.
+    task = LeJEPA(['rgb'])
+    trainer(max_steps=6).fit(task, Poisoned(str(eurosat), batch_size=4))
+    assert not finite(task)
+
+
+@pytest.mark.parametrize('method', [IJEPA, LeJEPA])
+def test_an_infinite_pixel_counts_as_not_there(eurosat, method):
+    task, data = method(['rgb']), Poisoned(str(eurosat), batch_size=4)
+    data.value = float('inf')
+    run = trainer(NaNGuard(), max_steps=4)
+    run.fit(task, data)
+    assert run.global_step == 4 and finite(task)
+
+
+class Exploding(LeJEPA):
+    """Its loss is finite, its gradient is not."""
+
+    def compute_loss(self, batch, batch_idx):
+        return super().compute_loss(batch, batch_idx) + (self.encoder.norm.weight * 0).sqrt().sum()
+
+
+def test_an_infinite_gradient_names_the_batch(eurosat):
+    data = EuroSATRGBDataModule(str(eurosat), batch_size=4)
+    with pytest.raises(InputError, match=r'gradient norm of nan at step 0.*and 1 more: look') as e:
+        trainer(NaNGuard(max_names=3), max_steps=2).fit(Exploding(['rgb']), data)
+    assert str(e.value).count('.jpg') == 3
+
+
+def test_gradient_norm_is_logged_before_clipping(eurosat):
+    run = trainer(max_steps=2, gradient_clip_val=1e-3)
+    run.fit(LeJEPA(['rgb']), EuroSATRGBDataModule(str(eurosat), batch_size=4))
+    assert run.callback_metrics['grad_norm'] > 1e-2
+    assert 0 < run.callback_metrics['lr'] <= 1e-3
 
 
 def test_validate_and_predict(eurosat):
@@ -147,6 +209,6 @@ def test_demo_runs_through(tmp_path, capfd):
     assert [r['name'] for r in rows] == ['trained', 'random init', 'image statistics']
     assert all(0 < r['knn5'] <= 1 and r['n_test'] > 50 for r in rows)
     assert 'trained' in printed and 'lejepa.ckpt' in printed
-    for name in ('confusion_matrix.png', 'learning_curve.png'):
+    for name in ('confusion_matrix.png', 'dashboard.png'):
         assert (tmp_path / 'out' / name).stat().st_size > 5000
     assert set(from_pretrained('out/lejepa.ckpt').modalities) == {'s2_l2a', 's1', 'dem'}

@@ -19,7 +19,7 @@ ALLOWED = {
     'photo_views': {'errors', 'modalities', 'views'},
     'models': BASE,
     'data': BASE,
-    'tasks': BASE | {'models', 'data'},
+    'tasks': BASE | {'models', 'data', 'evaluation'},  # to draw a run at its end
     'evaluation': BASE | {'models', 'data'},
     'inference': BASE | {'models', 'data'},
 }

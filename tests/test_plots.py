@@ -4,14 +4,16 @@ import pytest
 import torch
 
 from gfm_jepa.errors import InputError
-from gfm_jepa.evaluation.plots import confusion_matrix, learning_curve, probe_bars, save
+from gfm_jepa.evaluation.dashboard import PANELS, dashboard
+from gfm_jepa.evaluation.plots import confusion_matrix, probe_bars, save
 
-CSV = """epoch,lr,step,train_loss,val_knn5,val_loss
-0,0.001,0,2.0,,
-0,0.002,10,1.5,,
-0,,10,,0.25,1.75
-1,0.001,20,1.0,,
-1,,20,,0.5,1.25
+CSV = """effective_rank,epoch,grad_norm,lr,mean_cosine,sigreg,step,train_loss,val_knn5,val_loss
+,0,,0.001,,,0,2.0,,
+12.5,0,0.7,0.002,0.1,3.0,10,1.5,,
+,0,,,,,10,,0.25,1.75
+,1,,0.001,,,20,9.0,,
+,1,,,,,20,,0.5,1.25
+,1,,0.001,,,20,1.0,,
 """
 
 
@@ -25,32 +27,36 @@ def test_confusion_matrix_says_percents_of_rows():
     assert axes.get_title() == '83.33 % of 6 images right'
 
 
-def test_learning_curve_reads_what_lightning_writes(tmp_path):
-    path = tmp_path / 'metrics.csv'
-    path.write_text(CSV)
-    figure = learning_curve(path)
+def test_dashboard_reads_what_lightning_writes(tmp_path):
+    (tmp_path / 'version_0').mkdir()
+    (tmp_path / 'version_0/metrics.csv').write_text(CSV)
+    figure = dashboard(tmp_path)
     lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
-    assert set(lines) == {'train_loss', 'val_loss', 'lr', 'val_knn5'}
+    assert set(lines) == {
+        'train_loss', 'val_loss', 'lr', 'val_knn5', 'effective_rank', 'mean_cosine', 'grad_norm',
+        'sigreg',
+    }  # fmt: skip
+    # Step 20 was logged before and after the run was broken off.
     assert lines['train_loss'].get_xydata().tolist() == [[0, 2.0], [10, 1.5], [20, 1.0]]
     assert lines['val_knn5'].get_xydata().tolist() == [[10, 25.0], [20, 50.0]]
     assert lines['train_loss'].get_linestyle() != lines['val_loss'].get_linestyle()
-    assert [a.get_ylabel() for a in figure.axes] == [
-        'loss (no unit)', 'learning rate (per step)', 'online kNN accuracy (%)'
-    ]  # fmt: skip
-    assert figure.axes[-1].get_xlabel() == 'optimizer step'
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [title for kind, (title, *_) in PANELS.items() if kind != 'momentum']
+    assert all(axes.get_ylabel().strip() for axes in figure.axes)
+    assert [a.get_xlabel() for a in figure.axes[-2:]] == ['optimizer step'] * 2
+    assert 'version_0 to step 20' in figure.get_suptitle()
 
 
-def test_learning_curve_without_some_columns(tmp_path):
+def test_dashboard_without_some_columns(tmp_path):
     path = tmp_path / 'metrics.csv'
-    path.write_text('epoch,lr-AdamW,step,embedding_std\n0,0.1,0,1\n0,0.2,5,1\n')
-    figure = learning_curve(path)
-    assert [line.get_label() for line in figure.axes[0].get_lines()] == ['lr-AdamW']
-    assert len(figure.axes) == 1
-    path.write_text('epoch,step,embedding_std\n0,0,1\n')
+    path.write_text('epoch,lr-AdamW,step,embedding_std\n0,0.1,0,\n0,0.2,5,1\n')
+    figure = dashboard(path)
+    assert [a.get_title() for a in figure.axes] == [PANELS[k][0] for k in ('spread', 'lr')]
+    path.write_text('epoch,step\n0,0\n')
     with pytest.raises(InputError, match='nothing to draw'):
-        learning_curve(path)
-    with pytest.raises(InputError, match='There is no'):
-        learning_curve(tmp_path / 'none.csv')
+        dashboard(path)
+    with pytest.raises(InputError, match=r'There is no metrics\.csv'):
+        dashboard(tmp_path / 'none')
 
 
 def row(name, knn5, linear, dataset='d'):

@@ -47,12 +47,14 @@ for name, accumulation in cases:
     stem = 'linear' if name in ('IJEPA', 'LatentMIM') else 'conv'
     task = getattr(tasks, name)([sensor], EncoderConfig('nano', patch_size=16, stem=stem))
     task._seed, task.log_dict = 0, lambda values: None
+    # In float32 a ReLU at its kink turns the order of a sum into another gradient (seen: 0.7 %).
+    task.double()
     if world > 1:
         span_ranks(task)
     total = 0.0
     for part in batch.chunk(accumulation):
         mine = part.chunk(world)[rank]
-        loss = task.compute_loss({'s': mine}, 0) / accumulation
+        loss = task.compute_loss({'s': mine.double()}, 0) / accumulation
         loss.backward()
         total += loss.detach()
     grads = [p.grad for p in task.parameters() if p.grad is not None]
@@ -86,9 +88,9 @@ def test_two_ranks_equal_one_on_the_joined_batch():
     one, two = run(1), run(2)
     assert len(one) == 10
     for name, (loss, norms, values) in one.items():
-        assert two[name][0] == pytest.approx(loss, abs=1e-5), name
+        assert two[name][0] == pytest.approx(loss, abs=1e-9), name
         scale = max(norms)
-        assert two[name][1] == pytest.approx(norms, abs=1e-5 * scale, rel=1e-4), name
+        assert two[name][1] == pytest.approx(norms, abs=1e-9 * scale, rel=1e-7), name
         assert torch.allclose(
-            torch.tensor(two[name][2]), torch.tensor(values), atol=1e-5 * scale, rtol=1e-4
+            torch.tensor(two[name][2]), torch.tensor(values), atol=1e-9 * scale, rtol=1e-7
         ), name

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+HUGE = 1e18  # its square is infinite in float32
+
 
 class GroupBatchSampler(Sampler[list[int]]):
     """Batches whose samples all belong to one group, in a new order each epoch.
@@ -67,6 +69,13 @@ class GroupBatchSampler(Sampler[list[int]]):
             if len(part) < self.world_size:  # every rank needs a sample
                 part = part.repeat(self.world_size)
             yield [int(group[j]) for j in part[self.rank :: self.world_size].tolist()]
+
+    def indices(self, batch_idx: int) -> list[int]:
+        """Samples of one batch of the current epoch, drawn again."""
+        start, self.start = self.start, batch_idx
+        drawn = next(iter(self), [])
+        self.start = start
+        return drawn
 
 
 def shuffled(count: int, run: int, pool: int, generator: torch.Generator) -> Tensor:
@@ -151,6 +160,22 @@ class ResumableLoader(DataLoader[Any]):
         for batch in super().__iter__():
             self.done += 1
             yield batch
+
+    def sources(self, batch_idx: int) -> tuple[list[str], list[str]]:
+        """What a batch of this epoch was read from: the files of each sample, else its index.
+
+        Returns:
+            Of all samples, and of those whose values, read again, are too large to square.
+        """
+        files = getattr(self.dataset, 'files', None)  # a method, a list, or nothing
+        names, huge = [], []
+        for i in self.order.indices(batch_idx):
+            found = files(i) if callable(files) else [f'sample {i}' if files is None else files[i]]
+            names.append(', '.join(map(str, found)))
+            rasters = [v for v in self.dataset[i].values() if isinstance(v, Tensor)]
+            if any((v.abs() > HUGE).any() for v in rasters):
+                huge.append(names[-1])
+        return names, huge
 
     def state_dict(self) -> dict[str, int]:
         """Epoch, and batches of it that were handed out."""

@@ -164,6 +164,11 @@ class SSL4EOS12(Dataset[dict[str, Any]]):
                         chip.copy_(layer.physical(window))
         return samples
 
+    def files(self, index: int) -> list[Path]:
+        """Files that a sample is read from."""
+        at, _ = self._row(0, self.windows.find(index)[0])
+        return [shard.path for shard in self.parts[at].shards]
+
     def groups(self) -> list[range]:
         """Indices of the samples that may share a batch.
 

@@ -1,6 +1,5 @@
 """Figures of results; each function returns a matplotlib Figure, and nothing global changes."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,20 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from ..errors import InputError
-
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe & Ito's colours, told apart by colour-blind readers; line styles and markers differ as well.
-_STYLES = (('#0072B2', '-', 'o'), ('#D55E00', '--', 's'), ('#009E73', ':', '^'),
+STYLES = (('#0072B2', '-', 'o'), ('#D55E00', '--', 's'), ('#009E73', ':', '^'),
            ('#CC79A7', '-.', 'D'))  # fmt: skip
-_PANELS = (
-    ('loss', 'loss (no unit)'),
-    ('lr', 'learning rate (per step)'),
-    ('knn', 'online kNN accuracy (%)'),
-)
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, classes: Sequence[str]) -> 'Figure':
@@ -53,39 +44,6 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, classes: Sequence[str]
     axes.set_ylabel('true class (number of images)')
     axes.set_title(f'{100 * np.trace(counts) / counts.sum():.2f} % of {counts.sum()} images right')
     figure.colorbar(image, ax=axes, label='share of the true class (%)', shrink=0.8)
-    return figure
-
-
-def learning_curve(metrics_csv_path: str | Path) -> 'Figure':
-    """Draw loss, learning rate and online kNN accuracy over steps, a panel for each that is there.
-
-    Args:
-        metrics_csv_path: ``metrics.csv`` as Lightning's CSVLogger writes it: a column ``step``, and
-            columns whose names hold ``loss``, ``lr`` or ``knn`` (0..1).
-
-    Raises:
-        InputError: If there is no such file, or nothing to draw in it.
-    """
-    from matplotlib.figure import Figure
-
-    curves = _read_curves(Path(metrics_csv_path))
-    panels = [
-        (title, {name: xy for name, xy in curves.items() if _panel(name) == key})
-        for key, title in _PANELS
-    ]
-    panels = [(title, lines) for title, lines in panels if lines]
-    if not panels:
-        raise InputError(f'{metrics_csv_path} has no steps with loss, lr or knn; nothing to draw.')
-    figure = Figure(figsize=(7, 0.6 + 2.2 * len(panels)), layout='constrained')
-    grid = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-    for axes, (title, lines) in zip(grid, panels, strict=True):
-        for (name, (steps, values)), style in zip(lines.items(), _STYLES * 9, strict=False):
-            percent = 100 if _panel(name) == 'knn' else 1
-            _draw_line(axes, name, steps, percent * values, style)
-        axes.set_ylabel(title)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    grid[-1].set_xlabel('optimizer step')
     return figure
 
 
@@ -121,35 +79,3 @@ def save(figure: 'Figure', path: str | Path) -> None:
     """Write a figure; the ending of the name says the format (png, pdf, svg)."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-
-
-def _panel(column: str) -> str:
-    """Tell which panel a column belongs to."""
-    name = column.lower()
-    if 'knn' in name or 'loss' in name:
-        return 'knn' if 'knn' in name else 'loss'
-    return 'lr' if name == 'lr' or name.startswith(('lr-', 'lr_', 'lr/')) else ''
-
-
-def _read_curves(path: Path) -> dict[str, tuple['np.ndarray', 'np.ndarray']]:
-    """Read each column as steps and values, where it has a value."""
-    if not path.is_file():
-        raise InputError(f'There is no {path}; give the metrics.csv of a run.')
-    curves: dict[str, tuple[list[float], list[float]]] = {}
-    with path.open(newline='') as file:
-        for row in csv.DictReader(file):
-            for name, text in row.items():
-                if text and row.get('step') and _panel(name):
-                    steps, values = curves.setdefault(name, ([], []))
-                    steps.append(float(row['step']))
-                    values.append(float(text))
-    return {name: (np.array(steps), np.array(values)) for name, (steps, values) in curves.items()}
-
-
-def _draw_line(
-    axes: 'Axes', name: str, steps: 'np.ndarray', values: 'np.ndarray', style: tuple[str, str, str]
-) -> None:
-    colour, line, marker = style
-    every = max(1, len(steps) // 12)
-    axes.plot(steps, values, color=colour, linestyle=line, marker=marker, markevery=every,
-              markersize=4, label=name)  # fmt: skip

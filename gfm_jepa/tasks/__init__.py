@@ -1,22 +1,27 @@
 """Pretraining methods, one a file, and the callbacks that watch a run."""
 
 from .base import EncoderConfig, OptimizerConfig, PretrainTask
-from .callbacks import CollapseGuard, OnlineKNN
+from .callbacks import CollapseGuard, NaNGuard, OnlineKNN
 from .ijepa import IJEPA
 from .latent_mim import LatentMIM
 from .lejepa import LeJEPA
 from .predictions import WriteEmbeddings
+from .runs import AtomicCheckpointIO, DrawDashboard, Preemption
 from .simsiam import SimSiam
 from .vicreg import VICReg
 
 __all__ = [
     'IJEPA',
+    'AtomicCheckpointIO',
     'CollapseGuard',
+    'DrawDashboard',
     'EncoderConfig',
     'LatentMIM',
     'LeJEPA',
+    'NaNGuard',
     'OnlineKNN',
     'OptimizerConfig',
+    'Preemption',
     'PretrainTask',
     'SimSiam',
     'VICReg',

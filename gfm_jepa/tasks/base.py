@@ -7,14 +7,17 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchgeo.tasks import BaseTask
 
 from ..errors import InputError
 from ..masks import Mask
-from ..metrics import effective_rank, embedding_std, mean_cosine
+from ..metrics import effective_rank, embedding_std, gradient_norm, mean_cosine
 from ..models import BaseEncoder, TimmEncoder, build_encoder
 from ..models.projectors import span_ranks
 from ..views import pick_dates
@@ -190,6 +193,11 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         if self.trainer.world_size > 1:
             span_ranks(self)
 
+    def configure_model(self) -> None:
+        """Shard over the ranks under Lightning's ModelParallelStrategy; nothing otherwise."""
+        if self.device_mesh is not None and not isinstance(self, FSDPModule):
+            shard(self, self.device_mesh['data_parallel'])
+
     def on_fit_start(self) -> None:
         """Fix the run's seed once: what `seed_everything` was given, or the checkpoint's."""
         if self._seed is None:
@@ -239,18 +247,25 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         }
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Set the weight decay of this step, if it changes over the run."""
+        """Set the weight decay of this step, if it changes; log the rate and the gradient."""
         c = self.optimizer_config
+        if self.logs_this_step:
+            self.log('lr', optimizer.param_groups[0]['lr'])
+            self.log('grad_norm', gradient_norm(self.parameters()))  # before it is clipped
         if c.final_weight_decay is not None:
             mix = (1 + math.cos(math.pi * self.progress())) / 2
             decay = c.final_weight_decay + (c.weight_decay - c.final_weight_decay) * mix
             optimizer.param_groups[0]['weight_decay'] = decay
 
+    @property
+    def logs_this_step(self) -> bool:
+        """Whether Lightning writes this optimizer step's metrics; it counts from 1."""
+        written: bool = (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0
+        return written
+
     def log_health(self, embeddings: Tensor) -> None:
         """Log whether the embeddings (B, D) of the batch are alive."""
-        if self._trainer is None or not self.training:
-            return
-        if self.global_step % max(self.trainer.log_every_n_steps, 1):
+        if self._trainer is None or not self.training or not self.logs_this_step:
             return
         there = embeddings.detach()[~embeddings.detach().isnan().any(dim=1)]
         if len(there) > 1:
@@ -279,6 +294,19 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         loss = self.compute_loss(batch, batch_idx)
         self.log('train_loss', loss, prog_bar=True)
         return loss
+
+
+def shard(task: PretrainTask, mesh: DeviceMesh) -> None:
+    """Shard parameters, gradients and optimizer state: each block on its own, then the rest.
+
+    Losses call methods of the parts, not their `forward`, so that the task as a whole has to gather
+    what is not in a block, when its loss begins.
+    """
+    for module in list(task.modules()):
+        if isinstance(module, Block):
+            fully_shard(module, mesh=mesh)
+    fully_shard(task, mesh=mesh)
+    register_fsdp_forward_method(task, 'compute_loss')
 
 
 def is_dated(value: Any) -> bool:

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
-from ..metrics import knn_predict
+from ..metrics import gradient_norm, knn_predict
 
 
 class CollapseGuard(Callback):
@@ -41,7 +41,7 @@ class CollapseGuard(Callback):
         step = trainer.global_step
         metrics = trainer.callback_metrics
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it late
-        logged = every and (step - 1) % every == 0
+        logged = every and step % every == 0
         if step < self.warmup_steps or not logged or step == self.checked_step:
             return
         if 'embedding_std' not in metrics:
@@ -65,6 +65,68 @@ class CollapseGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on judging."""
         self.failed, self.checked_step = state_dict['failed'], state_dict['checked_step']
+
+
+class NaNGuard(Callback):
+    """Stop a run at a loss or gradient that is not finite, before it reaches the weights.
+
+    The message names the files of the samples whose values are infinite or nearly so; if none are,
+    those of the whole batch. On several ranks all stop together.
+
+    Args:
+        max_names: Samples to name; the rest is counted.
+    """
+
+    def __init__(self, max_names: int = 10) -> None:
+        self.max_names = max_names
+        self.batch_idx = 0
+        self.losses: dict[int, torch.Tensor] = {}  # of the batches that make up one step
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember which batch it is."""
+        self.batch_idx = batch_idx
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor
+    ) -> None:
+        """Remember its loss."""
+        self.losses[self.batch_idx] = loss.detach()
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Look, once a step: one wait for the device."""
+        norm = gradient_norm(pl_module.parameters())
+        # With float16, a scaler skips the steps whose scaled gradients overflow: let it.
+        scaled = getattr(trainer.precision_plugin, 'scaler', None) is not None
+        checked = [*self.losses.values(), *([] if scaled else [norm])]
+        bad = not bool(torch.stack([c.float().isfinite() for c in checked]).all())
+        if trainer.strategy.reduce_boolean_decision(bad, all=False):
+            raise InputError(self._explain(trainer, float(norm)))
+        self.losses = {}
+
+    def _explain(self, trainer: Trainer, norm: float) -> str:
+        """The sentence."""
+        bad = [i for i, loss in self.losses.items() if not loss.isfinite()] or list(self.losses)
+        names: list[str] = []
+        huge: list[str] = []
+        if sources := getattr(trainer.train_dataloader, 'sources', None):
+            for i in bad:
+                some = sources(i)
+                names, huge = names + some[0], huge + some[1]
+        told = list(dict.fromkeys(huge or names))
+        more = f' and {len(told) - self.max_names} more' if len(told) > self.max_names else ''
+        what = 'its values are infinite or nearly so in' if huge else 'it was read from'
+        do = 'mend or leave out those' if huge else 'look at those, or lower the learning rate'
+        return (
+            f'Loss {float(self.losses[bad[0]]):g} with a gradient norm of {norm:g} at step '
+            f'{trainer.global_step}, epoch {trainer.current_epoch}, batch '
+            f'{", ".join(map(str, bad))}, rank {trainer.global_rank}, where both should be finite; '
+            f'{what} {"; ".join(told[: self.max_names])}{more}: {do}, and go on from the last '
+            f'checkpoint, which is sound.'
+        )
 
 
 class OnlineKNN(Callback):

@@ -5,7 +5,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from jsonargparse import ArgumentError as JsonArgumentError
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
@@ -13,6 +17,14 @@ from ..data.datamodules import PretrainDataModule
 from ..errors import InputError
 from ..models.hub import load_checkpoint
 from .base import PretrainTask
+from .callbacks import NaNGuard
+from .runs import (
+    AtomicCheckpointIO,
+    DrawDashboard,
+    Preemption,
+    default_loggers,
+    newest_checkpoint,
+)
 
 # What jsonargparse says besides what is wrong.
 _NOISE = ('Subtypes', 'Errors:', 'Given value', "- Expected a <class 'NoneType'>", 'Does not valid')
@@ -59,6 +71,59 @@ class GfmJepaCLI(LightningCLI):
             'data.modality_specs', 'model.init_args.modalities', apply_on='instantiate'
         )
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add what every run has unless it is told otherwise: loggers, guards, whole checkpoints.
+
+        Raises:
+            InputError: If ``--ckpt_path last`` finds no checkpoint.
+        """
+        settings = self._get(self.config_init, 'trainer')
+        root, name = Path(settings['default_root_dir'] or 'runs'), self._run_name()
+        resumed = self._find_checkpoint(settings, root / name)
+        if settings['logger'] in (None, True):
+            kwargs['logger'] = default_loggers(root, name, resumed)
+        plugins = as_list(settings['plugins'])
+        if not any(isinstance(p, CheckpointIO) for p in plugins):
+            plugins.append(AtomicCheckpointIO())
+        callbacks = as_list(settings['callbacks'])
+        if self.subcommand == 'fit':
+            for kind in (NaNGuard, Preemption, DrawDashboard):
+                if not any(isinstance(c, kind) for c in callbacks):
+                    callbacks.append(kind())
+        # A batch may lack a modality, whose embedder then takes no part in the loss.
+        if settings['strategy'] == 'ddp' and len(self.datamodule.modalities) > 1:
+            kwargs['strategy'] = 'ddp_find_unused_parameters_true'
+        return super().instantiate_trainer(plugins=plugins, callbacks=callbacks, **kwargs)
+
+    def _run_name(self) -> str:
+        """What the run is called: as its config file, or as its method."""
+        files = self._get(self.config, 'config') or []
+        stems = [Path(str(file)).stem for file in files]
+        return next((s for s in stems if s != 'config'), type(self.model).__name__.lower())
+
+    def _find_checkpoint(self, settings: dict[str, Any], folder: Path) -> Path | None:
+        """What to go on from; ``auto`` and ``last`` become the newest checkpoint of this run."""
+        wanted = self._get(self.config_init, 'ckpt_path')
+        if wanted not in ('auto', 'last'):
+            return Path(wanted) if wanted else None
+        for logger in as_list(settings['logger']):
+            if isinstance(logger, Logger):
+                folder = Path(logger.save_dir or '.') / str(logger.name or '')
+                break
+            if logger is False:
+                folder = Path(settings['default_root_dir'] or '.') / 'checkpoints'
+        for callback in as_list(settings['callbacks']):
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath:
+                folder = Path(callback.dirpath)
+        found = newest_checkpoint(folder)
+        if found is None and wanted == 'last':
+            raise InputError(
+                f'There is no checkpoint in {folder} to go on from; start without --ckpt_path, or '
+                f'take --ckpt_path auto, which begins anew where there is none.'
+            )
+        self.config_init[self.subcommand]['ckpt_path'] = str(found) if found else None
+        return found
+
     def before_fit(self) -> None:
         """Look at the data, the checkpoint and the length of the run before anything is written."""
         if self.trainer.max_steps == -1 and self.trainer.max_epochs in (None, -1):
@@ -89,8 +154,8 @@ class GfmJepaCLI(LightningCLI):
 
     def _look(self, stage: str, part: str) -> None:
         """Set the data up, put one sample past the encoder, and open the checkpoint."""
-        path = self.config[stage].get('ckpt_path')
-        if path and path not in ('last', 'best', 'hpc', 'registry'):
+        path = self._get(self.config_init, 'ckpt_path')
+        if path and path not in ('best', 'hpc', 'registry'):
             load_checkpoint(Path(path))
         self.datamodule.setup(stage)
         sample = getattr(self.datamodule, f'{part}_dataloader')().dataset[0]
@@ -99,6 +164,11 @@ class GfmJepaCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config alone: what it says holds, not what a checkpoint was made with."""
+
+
+def as_list(value: Any) -> list[Any]:
+    """A setting that may be nothing, one thing or several."""
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
 def _as_input_error(error: BaseException) -> BaseException:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from ..masks import Ground, Mask, Mixture, MultiBlock, SignalBiased, token_cells
@@ -146,7 +147,14 @@ def masked_smooth_l1(
 
 @torch.no_grad()
 def update_ema(target: torch.nn.Module, source: torch.nn.Module, momentum: float) -> None:
-    """Move the target's weights towards the source's by 1 - momentum; copy its buffers."""
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - momentum)
-    for theirs, ours in zip(target.buffers(), source.buffers(), strict=True):
-        theirs.copy_(ours)
+    """Move the target's weights towards the source's by 1 - momentum; copy its buffers.
+
+    Sharded weights are moved shard by shard: both are sharded alike.
+    """
+    ours, theirs = (
+        [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters()]
+        for module in (source, target)
+    )
+    torch._foreach_lerp_(theirs, ours, 1 - momentum)
+    for buffer, value in zip(target.buffers(), source.buffers(), strict=True):
+        buffer.copy_(value)

@@ -1,0 +1,166 @@
+"""Where a run lives on disk: its loggers, its checkpoints, and how it is broken off and resumed."""
+
+import csv
+import os
+import signal
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from ..evaluation.dashboard import write_dashboard
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a local checkpoint beside its place, and move it there when it is whole and on disk.
+
+    Lightning writes to the folder for temporary files and moves from there, which copies where that
+    is another file system: a kill in between leaves half a checkpoint under the good one's name.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write all of it, or nothing."""
+        if '://' in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        whole = Path(path)
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        part = whole.with_name(whole.name + '.part')
+        with part.open('wb') as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(whole)
+
+
+class ContinuedCSVLogger(CSVLogger):
+    """A CSVLogger that goes on with the ``metrics.csv`` that is there; Lightning's deletes it."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """The writer, behind the rows of the run that was broken off."""
+        if self._experiment is None:
+            path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
+            kept = path.read_text() if path.is_file() else ''
+            with warnings.catch_warnings():
+                warnings.filterwarnings('ignore', message='Experiment logs directory')
+                writer = ExperimentWriter(log_dir=self.log_dir)
+            if kept:
+                path.write_text(kept)
+                writer.metrics_keys = next(csv.reader(kept.splitlines()))
+            self._experiment = writer
+        assert isinstance(self._experiment, ExperimentWriter)
+        return self._experiment
+
+
+def default_loggers(root: Path, name: str, resumed: Path | None) -> list[Logger]:
+    """CSV and TensorBoard in one folder, ``root/name/version_N``.
+
+    Args:
+        root: Folder of all runs.
+        name: Of the run.
+        resumed: Checkpoint that the run goes on from; if it lies in such a folder, so do the logs.
+    """
+    numbers = [int(n) for p in (root / name).glob('version_*') if (n := p.name[8:]).isdigit()]
+    version = max(numbers, default=-1) + 1
+    for folder in resumed.absolute().parents if resumed else ():
+        if folder.parent == (root / name).absolute() and folder.name[8:].isdigit():
+            version = int(folder.name[8:])
+    return [
+        ContinuedCSVLogger(root, name, version),
+        TensorBoardLogger(root, name, version, default_hp_metric=False),
+    ]
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint below a folder that was written last, if there is one."""
+    return max(folder.rglob('*.ckpt'), key=lambda p: p.stat().st_mtime_ns, default=None)
+
+
+class Preemption(Callback):
+    """On SIGTERM or SIGUSR1, save after the step that is under way, and end with 128 + the signal.
+
+    143 or 138, as shells count: neither 0, which says that the run is finished, nor 2, which says
+    that the input is bad. ``--ckpt_path auto`` goes on from there. One rank's signal ends all. The
+    checkpoint is ``last.ckpt`` in the folder of the run's ModelCheckpoint.
+
+    Under SLURM with Lightning's requeueing, SIGUSR1 is left to Lightning, which saves at once and
+    requeues the job; the SIGTERM that SLURM sends next is handled here, between two steps.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals; Lightning puts the former handlers back at the end."""
+        self.received = 0
+        environment = getattr(trainer.strategy, 'cluster_environment', None)
+        requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+        theirs = getattr(environment, 'requeue_signal', None) if requeues else None
+        for number in SIGNALS:
+            if number != theirs:
+                signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: Any) -> None:
+        self.received = number
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save and end, if asked to."""
+        if not trainer.strategy.reduce_boolean_decision(self.received > 0, all=False):
+            return
+        if trainer.fit_loop._should_accumulate():  # half a step cannot be saved
+            return
+        path = Path(trainer.log_dir or trainer.default_root_dir) / 'checkpoints' / 'last.ckpt'
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath:
+                path = Path(callback.dirpath) / 'last.ckpt'
+                callback.last_model_path = str(path)  # else it would count on to last-v1.ckpt
+                break
+        trainer.save_checkpoint(path)
+        number = self.received or signal.SIGTERM
+        rank_zero_info(
+            f'Ended by {signal.Signals(number).name} after step {trainer.global_step}; saved '
+            f'{path}: go on with the same command and --ckpt_path auto.'
+        )
+        # Lightning's launcher kills all processes when one that it started fails: let rank 0 tell.
+        raise SystemExit(128 + number if trainer.is_global_zero else 0)
+
+
+class DrawDashboard(Callback):
+    """Draw ``dashboard.png`` beside the ``metrics.csv`` of a run when it ends, well or not."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw."""
+        self._draw(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Draw."""
+        self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
+        """Draw, if something was logged."""
+        for logger in trainer.loggers if trainer.is_global_zero and trainer.global_step else ():
+            if isinstance(logger, CSVLogger):
+                logger.save()
+                folder = Path(logger.log_dir)
+                if (folder / 'metrics.csv').is_file():
+                    path = write_dashboard(folder / 'metrics.csv', folder / 'dashboard.png')
+                    rank_zero_info(f'dashboard: {path}')

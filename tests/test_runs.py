@@ -1,0 +1,179 @@
+"""Runs that are broken off, resumed, and spread over processes, through the real command line."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from gfm_jepa import from_pretrained
+from gfm_jepa.cli import main
+
+TESTS = Path(__file__).parent
+SENSOR = {'name': 'optical', 'bands': ['B1', 'B2', 'B3'], 'gsd': 10.0, 'unit': 'DN',
+          'mean': [1750.0] * 3, 'std': [720.0] * 3}  # fmt: skip
+STOPPED = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGUSR1: 138}
+
+
+@pytest.fixture
+def config(tmp_path, write_raster):
+    """Write rasters; returns a function that writes a config for a name and a method."""
+    for i in range(2):
+        write_raster(tmp_path / f'data/p{i}/optical.tif', 3, (96, 96), origin=(5e5 + 5e3 * i, 5e6))
+
+    def write(name: str, method: str, **trainer) -> list[str]:
+        stem = 'conv' if 'LeJEPA' in method else 'linear'
+        content = {
+            'seed_everything': 1,
+            'model': {
+                'class_path': method,
+                'init_args': {'encoder': {'preset': 'nano', 'patch_size': 8, 'stem': stem}},
+            },
+            'data': {
+                'class_path': 'gfm_jepa.data.RastersDataModule',
+                'init_args': {
+                    'paths': [str(tmp_path / 'data')], 'modalities': [SENSOR], 'chip_size': 48,
+                    'batch_size': 4, 'stride': 24,
+                },
+            },
+            'trainer': {
+                'max_steps': 10, 'max_epochs': -1, 'log_every_n_steps': 1,
+                'enable_progress_bar': False, 'enable_model_summary': False,
+                'num_sanity_val_steps': 0, 'accelerator': 'cpu', 'limit_val_batches': 0,
+                'callbacks': [
+                    {
+                        'class_path': 'lightning.pytorch.callbacks.ModelCheckpoint',
+                        'init_args': {'every_n_train_steps': 2, 'save_last': True},
+                    }
+                ],
+                **trainer,
+            },
+        }  # fmt: skip
+        (tmp_path / f'{name}.yaml').write_text(yaml.safe_dump(content))
+        return ['fit', '--config', f'{name}.yaml']
+
+    return write
+
+
+def command(words: list[str]) -> subprocess.Popen:
+    env = {**os.environ, 'PYTHONPATH': f'{TESTS}:{TESTS.parent}'}
+    return subprocess.Popen(
+        [sys.executable, '-m', 'gfm_jepa.cli', *words], env=env, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def weights(name: str) -> dict[str, torch.Tensor]:
+    path = f'runs/{name}/version_0/checkpoints/last.ckpt'
+    return torch.load(path, weights_only=True)['state_dict']
+
+
+@pytest.mark.parametrize(
+    ('method', 'number'),
+    [('IJEPA', signal.SIGKILL), ('LeJEPA', signal.SIGKILL), ('IJEPA', signal.SIGUSR1),
+     ('LeJEPA', signal.SIGTERM)],
+)  # fmt: skip
+def test_a_run_that_a_signal_ended_resumes_bit_for_bit(config, method, number):
+    assert main(config('whole', f'gfm_jepa.tasks.{method}')) == 0
+    words = [*config('broken', f'gfm_jepa.tasks.{method}'), '--ckpt_path=auto']
+    # An epoch has 4 batches, and checkpoints come every 2: step 7 lies between both.
+    halt = ['--trainer.callbacks+=parts.Halt', '--trainer.callbacks.init_args.step=7']
+    process = command([*words, *halt])
+    printed = ''.join(iter(lambda: _line_before_halt(process), ''))
+    process.send_signal(number)
+    printed += process.communicate('\n', timeout=900)[0]
+    assert process.returncode == STOPPED[number], printed
+    reached = torch.load('runs/broken/version_0/checkpoints/last.ckpt', weights_only=True)
+    assert reached['global_step'] == (6 if number == signal.SIGKILL else 8)
+    assert number == signal.SIGKILL or '--ckpt_path auto' in printed
+    assert main(words) == 0
+    expected, got = weights('whole'), weights('broken')
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
+    # The resumed run went on in the folder of the broken one, and logged on.
+    (folder,) = Path('runs/broken').iterdir()
+    logged = pd.read_csv(folder / 'metrics.csv')
+    assert set(logged['step'][logged['train_loss'].notna()]) >= {8, 9}
+    assert {'lr', 'grad_norm', 'embedding_std'} <= set(logged)
+    assert list(folder.glob('events.out.tfevents.*'))
+    assert (folder / 'dashboard.png').stat().st_size > 20_000
+    assert {p.name for p in (folder / 'checkpoints').glob('last*')} == {'last.ckpt'}
+
+
+def _line_before_halt(process: subprocess.Popen) -> str:
+    """The next line that a process prints, nothing once it has halted."""
+    line = process.stdout.readline()
+    return '' if line == 'halted\n' else line
+
+
+def test_last_needs_a_checkpoint(config, capfd):
+    assert main([*config('none', 'gfm_jepa.tasks.IJEPA'), '--ckpt_path=last']) == 2
+    assert 'There is no checkpoint in runs/none' in capfd.readouterr().err
+
+
+KILLED = """
+import os, sys
+import torch
+from gfm_jepa.tasks import AtomicCheckpointIO
+
+class Deadly:
+    def __reduce__(self):
+        os.kill(os.getpid(), 9)
+
+def save(checkpoint):
+    if sys.argv[1] == 'atomic':
+        AtomicCheckpointIO().save_checkpoint(checkpoint, 'run/last.ckpt')
+    else:
+        os.makedirs('run', exist_ok=True)
+        torch.save(checkpoint, 'run/last.ckpt')
+
+save({'step': 1, 'weights': torch.ones(1000)})
+save({'step': 2, 'weights': torch.ones(1000), 'then': Deadly()})
+"""
+
+
+@pytest.mark.parametrize('kind', ['atomic', 'plain'])
+def test_killed_while_writing_leaves_the_last_checkpoint_whole(kind):
+    env = {**os.environ, 'PYTHONPATH': str(TESTS.parent)}
+    done = subprocess.run([sys.executable, '-c', KILLED, kind], env=env)
+    assert done.returncode == -signal.SIGKILL
+    path = Path('run/last.ckpt')
+    if kind == 'atomic':
+        assert torch.load(path, weights_only=True)['step'] == 1
+        assert sorted(p.name for p in path.parent.iterdir()) == ['last.ckpt', 'last.ckpt.part']
+    else:  # the test can fail
+        with pytest.raises((RuntimeError, EOFError)):
+            torch.load(path, weights_only=True)
+
+
+FSDP = ['--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy',
+        '--trainer.strategy.data_parallel_size=2', '--trainer.strategy.tensor_parallel_size=1',
+        '--trainer.strategy.save_distributed_checkpoint=false']  # fmt: skip
+
+
+@pytest.mark.parametrize('strategy', ['ddp', 'fsdp'])
+@pytest.mark.parametrize('method', ['StillIJEPA', 'StillLeJEPA'])
+def test_two_processes_give_the_weights_of_one(config, method, strategy, monkeypatch):
+    monkeypatch.syspath_prepend(str(TESTS))
+    # Adam turns the rounding of a gradient near 0 into a whole step: float64, where FSDP allows it.
+    precision, most = ('64-true', 1e-9) if strategy == 'ddp' else ('32-true', 1e-5)
+    common = {'max_steps': 4, 'precision': precision, 'gradient_clip_val': 1.0}
+    alone = config('alone', f'parts.{method}', **common)
+    assert main([*alone, '--data.batch_size=8']) == 0
+    together = [*config('together', f'parts.{method}', **common), '--trainer.devices=2']
+    together += ['--trainer.strategy=ddp'] if strategy == 'ddp' else FSDP
+    process = command(together)
+    printed = process.communicate(timeout=900)[0]
+    assert process.returncode == 0, printed
+    expected, got = weights('alone'), weights('together')
+    assert expected.keys() == got.keys()
+    away = torch.cat([(v.double() - got[k]).flatten() for k, v in expected.items()])
+    assert away.square().mean().sqrt() < most  # an optimizer step moves a weight by about 1e-3
+    encoder = from_pretrained('runs/together/version_0/checkpoints/last.ckpt')
+    assert encoder({'optical': torch.rand(2, 3, 48, 48) * 3000}).isfinite().all()
