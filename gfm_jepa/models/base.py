@@ -47,6 +47,10 @@ class BaseEncoder(nn.Module, ABC):
         """
 
     @abstractmethod
+    def has_data(self, batch: Batch) -> Tensor:
+        """Which samples have something valid to embed, (B,) boolean, without computing it."""
+
+    @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
         """Embed a batch: (B, D); NaN for a sample without valid pixels."""
 

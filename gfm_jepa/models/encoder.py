@@ -195,6 +195,10 @@ class Encoder(BaseEncoder):
             dim=1,
         )
 
+    def has_data(self, batch: Batch) -> Tensor:
+        """Which samples have a token that is there, (B,) boolean."""
+        return self.valid_patches(batch).any(dim=1)
+
     def patch_signal(self, batch: Batch, kind: str) -> Tensor:
         """How much each patch holds, (B, N), at least 0, in standard deviations of its modality.
 

@@ -56,13 +56,13 @@ class ViewTask(PretrainTask):
         embeddings = torch.cat([self.encoder(view) for view in views])
         self.log_health(embeddings[: len(embeddings) // self.views.num_global])
         by_view: Tensor = embeddings.unflatten(0, (self.num_views, -1))
-        there = by_view.detach().isfinite().all(dim=2).all(dim=0)
+        shown = torch.cat([self.encoder.has_data(view) for view in views])
+        there = shown.unflatten(0, (self.num_views, -1)).all(dim=0)
         if bool(there.all()):
             return by_view
         if int(there.sum()) < 2:
             raise InputError(
                 f'{int(there.sum())} of {len(there)} samples of a batch have something valid in '
-                f'all their views, or the weights are broken; take chips with more data, larger '
-                f'batches, or a lower learning rate.'
+                f'all their views; take chips with more data, or larger batches.'
             )
         return by_view[:, there]
