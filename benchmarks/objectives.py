@@ -142,6 +142,18 @@ def summary(rows: list[Row], minutes: float) -> dict[str, Any]:
     return table
 
 
+def markdown(rows: list[Row], minutes: float) -> str:
+    """The table of README.md: mean, and spread over seeds where there are several."""
+    lines = [f'| {minutes:g} minutes | features | seeds | kNN-5 % | linear % |',
+             '|---|---|---|---|---|']  # fmt: skip
+    for name, row in summary(rows, minutes).items():
+        method, features = name.split()
+        scores = [f'{row[c]:.1f}' + (f' ({row[f"{c}_spread"]:.1f})' if row['seeds'] > 1 else '')
+                  for c in ('knn5', 'linear')]  # fmt: skip
+        lines.append(f'| {method} | {features} | {row["seeds"]} | {scores[0]} | {scores[1]} |')
+    return '\n'.join(lines)
+
+
 def best_methods(rows: list[Row], count: int) -> list[str]:
     """The trained methods with the highest linear accuracy of their embedding, at any length."""
     found: dict[str, float] = {}
@@ -167,7 +179,7 @@ def fill(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-    parser.add_argument('--root', required=True, help='folder of EuroSAT RGB')
+    parser.add_argument('--root', default='.', help='folder of EuroSAT RGB')
     parser.add_argument('--minutes', type=float, default=10, help='of two cores, per row')
     parser.add_argument('--seeds', type=int, default=2)
     parser.add_argument('--jobs', type=int, default=2, help='rows at once; one core each')
@@ -175,8 +187,12 @@ def main() -> None:
     parser.add_argument('--methods', nargs='+', default=everything, choices=everything)
     parser.add_argument('--best', type=int, default=0, help='so many best methods so far instead')
     parser.add_argument('--output', type=Path, default=RESULTS)
+    parser.add_argument('--table', action='store_true', help='print what is there, as Markdown')
     parser.add_argument('--row', nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.table:
+        print(markdown(read(args.output), args.minutes))
+        return
     if args.row:
         torch.set_num_threads(1)
         method, minutes, seed = args.row

@@ -188,7 +188,21 @@ def main() -> None:
         row['cost'] = round(row['s_a_step'] / first['s_a_step'], 2)
         row['expected_cost'] = round(expected_cost(size) / expected_cost(SIDES['1x']), 2)
     one, two = (best[f'ijepa, {n} process(es) of 1 thread']['chips_per_s'] for n in (1, 2))
+    best['ijepa, 2 process(es) of 1 thread'] |= {'cost': round(one / two, 2), 'expected_cost': 0.5}
+    print(markdown(best))
     print(json.dumps({'two_processes_over_one': round(two / one, 2), **best}))
+
+
+def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table of README.md; cost is that of a chip over the first of its kind."""
+    lines = ['| | s a step | chips/s | memory, MB | cost | expected |', '|---|---|---|---|---|---|']
+    for name, row in rows.items():
+        costs = [str(row.get(c, '')) for c in ('cost', 'expected_cost')]
+        lines.append(
+            f'| {name} | {row["s_a_step"]:.3f} | {row["chips_per_s"]:.0f} | {row["peak_mb"]:.0f} | '
+            f'{costs[0]} | {costs[1]} |'
+        )
+    return '\n'.join(lines)
 
 
 if __name__ == '__main__':
