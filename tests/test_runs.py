@@ -180,6 +180,7 @@ def test_two_processes_give_the_weights_of_one(config, method, strategy, monkeyp
     assert expected.keys() == got.keys()
     free = SHIFTS if method == 'StillLeJEPA' and strategy == 'fsdp' else ()
     away = torch.cat([(v - got[k]).flatten() for k, v in expected.items() if k not in free])
-    assert away.double().square().mean().sqrt() < most  # an optimizer step moves a weight by about 1e-3
+    # An optimizer step moves a weight by about 1e-3.
+    assert away.double().square().mean().sqrt() < most
     encoder = from_pretrained('runs/together/version_0/checkpoints/last.ckpt')
     assert encoder({'optical': torch.rand(2, 3, 48, 48) * 3000}).isfinite().all()
