@@ -1,8 +1,11 @@
 """Figures: what they say is checked by their texts, lines and bars."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from gfm_jepa.cli import main
 from gfm_jepa.errors import InputError
 from gfm_jepa.evaluation.dashboard import PANELS, dashboard
 from gfm_jepa.evaluation.plots import confusion_matrix, probe_bars, save
@@ -45,6 +48,8 @@ def test_dashboard_reads_what_lightning_writes(tmp_path):
     assert all(axes.get_ylabel().strip() for axes in figure.axes)
     assert [a.get_xlabel() for a in figure.axes[-2:]] == ['optimizer step'] * 2
     assert 'version_0 to step 20' in figure.get_suptitle()
+    assert main(['dashboard', str(tmp_path), '-o', 'new/run.png']) == 0
+    assert Path('new/run.png').stat().st_size > 20_000
 
 
 def test_dashboard_without_some_columns(tmp_path):

@@ -157,6 +157,11 @@ FSDP = ['--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy',
         '--trainer.strategy.save_distributed_checkpoint=false']  # fmt: skip
 
 
+# What a batch norm takes away again has a gradient of 0, in float32 of noise alone.
+SHIFTS = ('encoder.norm.bias', 'projector.0.bias', 'projector.1.running_mean', 'projector.3.bias',
+          'projector.4.running_mean')  # fmt: skip
+
+
 @pytest.mark.parametrize('strategy', ['ddp', 'fsdp'])
 @pytest.mark.parametrize('method', ['StillIJEPA', 'StillLeJEPA'])
 def test_two_processes_give_the_weights_of_one(config, method, strategy, monkeypatch):
@@ -173,7 +178,9 @@ def test_two_processes_give_the_weights_of_one(config, method, strategy, monkeyp
     assert process.returncode == 0, printed
     expected, got = weights('alone'), weights('together')
     assert expected.keys() == got.keys()
-    away = torch.cat([(v.double() - got[k]).flatten() for k, v in expected.items()])
-    assert away.square().mean().sqrt() < most  # an optimizer step moves a weight by about 1e-3
+    free = SHIFTS if method == 'StillLeJEPA' and strategy == 'fsdp' else ()
+    away = torch.cat([(v - got[k]).flatten() for k, v in expected.items() if k not in free])
+    # An optimizer step moves a weight by about 1e-3.
+    assert away.double().square().mean().sqrt() < most
     encoder = from_pretrained('runs/together/version_0/checkpoints/last.ckpt')
     assert encoder({'optical': torch.rand(2, 3, 48, 48) * 3000}).isfinite().all()
