@@ -86,7 +86,7 @@ def test_the_modality_follows_from_the_bands_or_is_named(bundle):  # noqa: F811
         timm.create_model('gfm_jepa_nano', in_chans=5)
     with pytest.raises(InputError, match='in_chans is 3, but s1 has 2 bands'):
         timm.create_model('gfm_jepa_nano', pretrained=True, in_chans=3, modality='s1')
-    with pytest.raises(InputError, match='gfm-jepa-tiny.*bundled are gfm-jepa-nano'):
+    with pytest.raises(InputError, match=r'gfm-jepa-tiny.*bundled are gfm-jepa-nano'):
         timm.create_model('gfm_jepa_tiny', pretrained=True)
     with pytest.raises(InputError, match='take the name of its size'):
         timm.create_model('gfm_jepa_tiny', pretrained=True, weights=str(bundle))

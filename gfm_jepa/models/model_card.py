@@ -67,8 +67,9 @@ def model_card(encoder: BaseEncoder, repo_id: str, facts: CardFacts, run: Mappin
     name = repo_id.rpartition('/')[2]
     sections = {
         f'# {name}': f'An encoder of rasters with {parameters:,} parameters and embeddings of '
-        f'width {encoder.embed_dim}, pretrained without labels by gfm_jepa {gfm_jepa.__version__}. Raw '
-        f'physical units go in; statistics are inside; NaN means "not there".',
+        f'width {encoder.embed_dim}, pretrained without labels by gfm_jepa '
+        f'{gfm_jepa.__version__}. Raw physical units go in; statistics are inside; NaN means "not '
+        f'there".',
         '## How to load': _loading(encoder, repo_id),
         '## Modalities': _modalities(encoder),
         '## Data': '\n'.join(f'- {d}' for d in facts.data) or 'Not stated.',

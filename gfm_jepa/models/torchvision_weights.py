@@ -12,10 +12,10 @@ from torchvision.models import Weights, WeightsEnum
 
 from ..bundled import bundled_folder
 from ..modalities import resolve
-from ..timm_names import SIZES
 from .encoder import Encoder
 from .hub import from_pretrained
 from .model_card import card_metadata
+from .presets import PRESETS
 from .timm_models import timm_state
 from .weight_files import CONFIG, read_json
 
@@ -65,7 +65,7 @@ def _enum(size: str, folder: Path | None) -> type[BundledWeights]:
 
 def __getattr__(name: str) -> type[BundledWeights]:
     """Make an enum when it is first asked for: it depends on what is bundled."""
-    for size in SIZES:
+    for size in PRESETS:
         if name == f'GFMJEPA_{size.capitalize()}_Weights':
             return weights_of(size)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
