@@ -42,6 +42,9 @@ class Answers(BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     hub: FakeHub
 
+    def log_message(self, *_):
+        pass
+
     def do_HEAD(self):
         self.download(body=False)
 
@@ -55,6 +58,8 @@ class Answers(BaseHTTPRequestHandler):
             self.reply({'error': 'no'}, self.hub.fail_with)
         elif self.path == '/api/repos/create':
             self.reply({'url': f'{self.hub.url}/org/name', 'name': 'org/name'})
+        elif self.path == '/api/validate-yaml':
+            self.reply({'errors': [], 'warnings': []})
         elif '/preupload/' in self.path:
             files = json.loads(body)['files']
             self.reply({'files': [

@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of its client
     EntryNotFoundError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -43,7 +44,7 @@ def download(repo_id: str, revision: str | None, local_files_only: bool) -> tupl
             index = _fetch(repo_id, INDEX, commit, local_files_only)
             paths = [index, *(_fetch(repo_id, name, commit, local_files_only)
                               for name in shard_names(index))]  # fmt: skip
-    except (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError) as error:
+    except (HTTPError, HFValidationError, EntryNotFoundError, OSError) as error:
         raise InputError(_sentence(error, repo_id, revision, local_files_only)) from error
     for path in (config, *paths):
         check_hash(path)
@@ -58,7 +59,7 @@ def download_file(repo_id: str, name: str, commit: str) -> Path:
     """
     try:
         path = _fetch(repo_id, name, commit, False)
-    except (HfHubHTTPError, EntryNotFoundError, OSError) as error:
+    except (HTTPError, EntryNotFoundError, OSError) as error:
         raise InputError(_sentence(error, repo_id, commit, False, name)) from error
     check_hash(path)
     return path

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
 from ..errors import InputError
 from .base import BaseEncoder
@@ -153,7 +153,8 @@ def _upload(folder: Path, repo_id: str, tag: str | None, private: bool) -> str:
         )
         if tag is not None:
             api.create_tag(repo_id, tag=tag, revision=commit.oid)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    # The client wraps what fails while a large file is sent in RuntimeError and ValueError.
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
         reason = ' '.join(str(error).split())[:200]
         raise InputError(
             f'The Hub did not take {repo_id} ({type(error).__name__}: {reason}); log in with `hf '
