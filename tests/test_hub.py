@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -22,6 +23,7 @@ from gfm_jepa.models.model_card import card_metadata
 
 # The client sends files in a way that its own HTTP library will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+CONFIGS = Path(__file__).parent.parent / 'configs'
 FILES = ['README.md', 'config.json', 'golden.safetensors', 'model.safetensors']
 
 
@@ -209,6 +211,27 @@ def test_dry_run_writes_all_of_it_and_uploads_nothing(hub, tmp_path, capfd):
     assert huggingface_hub.ModelCard(card).data.library_name == 'gfm_jepa'
     tensors = load_file(out / 'model.safetensors')
     assert tensors.keys() == encoder_of().state_dict().keys()
+
+
+def test_a_checkpoint_tells_its_run_and_nothing_of_the_optimizer(tmp_path, write_raster, capfd):
+    write_raster(tmp_path / 'drone/a.tif', 2, names=['red', 'nir'], gsd=2.0)
+    stats = ['stats', str(tmp_path), '--name', 'drone', '--unit', 'DN', '-o', 'drone.yaml']
+    assert main(stats) == 0
+    assert main([
+        'fit', '--config', str(CONFIGS / 'ijepa_rasters.yaml'), f'--data.paths=[{tmp_path}]',
+        f'--data.modalities=[{tmp_path}/drone.yaml]', '--trainer.max_steps=1',
+        '--data.batch_size=1', '--trainer.log_every_n_steps=1', '--trainer.accelerator=cpu',
+        '--trainer.enable_progress_bar=false',
+    ]) == 0  # fmt: skip
+    (checkpoint,) = tmp_path.glob('runs/**/last.ckpt')
+    assert main(['publish', str(checkpoint), 'org/drone', '--dry-run', 'out']) == 0
+    card = (tmp_path / 'out/README.md').read_text()
+    for part in ('| method | IJEPA |', '| optimizer steps | 1 |', '| weights of | target_encoder |',
+                 '| encoder.preset | nano |', '| optimizer.lr | '):  # fmt: skip
+        assert part in card, card
+    written = b''.join(p.read_bytes() for p in (tmp_path / 'out').iterdir())
+    assert str(tmp_path).encode() not in written
+    assert load_file('out/model.safetensors').keys() == from_pretrained('out').state_dict().keys()
 
 
 @pytest.mark.parametrize(

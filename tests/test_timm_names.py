@@ -150,3 +150,20 @@ def test_torchgeo_segmentation(bundle):  # noqa: F811
     last = task.model.encoder.model.norm(features[-1].flatten(2).mT).mean(dim=1)
     expected = from_pretrained('gfm-jepa-nano')({'rgb': images})
     assert torch.allclose(last, expected, atol=1e-4)
+
+
+def test_torchgeos_command_line_knows_our_models(tmp_path):
+    """Parse, build the model with its weights, and stop before data."""
+    code = (
+        'import sys, timm\nfrom unittest import mock\n'
+        'from lightning.pytorch.cli import LightningCLI\n'
+        'from gfm_jepa.torchgeo import main\n'
+        'def seen(cli, stage):\n    print(type(cli.model.model).__name__)\n'
+        'with mock.patch.object(LightningCLI, "_run_subcommand", seen):\n'
+        '    main(sys.argv[1:])\n'
+    )
+    words = ['fit', '--model=Classification', '--model.model=gfm_jepa_nano',
+             '--model.num_classes=10', '--data=EuroSAT100DataModule', '--trainer.logger=false',
+             '--trainer.accelerator=cpu']  # fmt: skip
+    done = subprocess.run([sys.executable, '-c', code, *words], capture_output=True, text=True)
+    assert 'RawVisionTransformer' in done.stdout, done.stderr

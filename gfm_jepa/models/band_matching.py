@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -110,8 +109,6 @@ def _resolve(spec: ModalitySpec, trained: Mapping[str, Modality]) -> Modality:
         return trained[spec]
     if isinstance(spec, Mapping) and spec.get('name') in trained:
         modality = _with_bands(trained[spec['name']], spec)
-    elif isinstance(spec, str) and Path(spec).suffix not in ('.yaml', '.yml', ''):
-        raise InputError(f'{spec!r} is neither a modality nor a YAML file of one.')
     else:
         modality = resolve(spec)
     known = trained.get(modality.name)

@@ -119,7 +119,8 @@ def write_encoder(encoder: BaseEncoder, folder: Path) -> None:
 
 def _say(text: str) -> None:
     """Print on stderr, once over all processes; Lightning's own way needs Lightning imported."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not together or torch.distributed.get_rank() == 0:
         print(text, file=sys.stderr)
 
 
