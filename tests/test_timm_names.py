@@ -155,6 +155,7 @@ def test_torchgeo_segmentation(bundle):  # noqa: F811
     assert torch.allclose(last, expected, atol=1e-4)
 
 
+@pytest.mark.filterwarnings('ignore')  # of Lightning and its parser among themselves
 def test_torchgeos_command_line_knows_our_models(monkeypatch, bundle):  # noqa: F811
     """Parse, build the model with its weights, and stop before there is data."""
     built = []
