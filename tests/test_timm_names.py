@@ -155,17 +155,25 @@ def test_torchgeo_segmentation(bundle):  # noqa: F811
     assert torch.allclose(last, expected, atol=1e-4)
 
 
+TORCHGEO_CONFIG = """
+model:
+  class_path: Classification
+  init_args: {model: gfm_jepa_nano, weights: true, in_channels: 3, num_classes: 10}
+data: {class_path: EuroSAT100DataModule}
+trainer: {logger: false, accelerator: cpu}
+"""
+
+
 @pytest.mark.filterwarnings('ignore')  # of Lightning and its parser among themselves
 def test_torchgeos_command_line_knows_our_models(monkeypatch, bundle):  # noqa: F811
     """Parse, build the model with its weights, and stop before there is data."""
     built = []
     monkeypatch.setattr(os, 'environ', dict(os.environ))  # torchgeo sets what GDAL reads
     monkeypatch.setattr(LightningCLI, '_run_subcommand', lambda cli, verb: built.append(cli.model))
-    torchgeo_main([
-        'fit', '--model=Classification', '--model.model=gfm_jepa_nano', '--model.weights=true',
-        '--model.num_classes=10', '--data=EuroSAT100DataModule', '--trainer.logger=false',
-        '--trainer.accelerator=cpu',
-    ])  # fmt: skip
+    # On the command line torchgeo takes `true` for the name of an enum; in YAML it is a boolean.
+    config = bundle.parent / 'config.yaml'
+    config.write_text(TORCHGEO_CONFIG)
+    torchgeo_main(['fit', '--config', str(config)])
     images = chips(RGB)
     model = built[0].model.eval()
     embedding = model.forward_head(model.forward_features(images), pre_logits=True)
