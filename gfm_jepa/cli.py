@@ -25,6 +25,7 @@ USAGE = f"""gfm-jepa {__version__}: JEPA pretraining on any rasters
   gfm-jepa cache PATH... -o chips.zarr                                chips, read once
   gfm-jepa explore PATH... -o FOLDER                                  a page of what they hold
   gfm-jepa stats PATH... --name my_sensor -o my_sensor.yaml           mean and std per band
+  gfm-jepa publish WEIGHTS org/name --dry-run FOLDER                  weights, card: to the Hub
   gfm-jepa demo                                                       the whole way on made-up tiles
 
 Each verb explains itself with --help."""
@@ -251,6 +252,36 @@ def _filter(args: argparse.Namespace) -> 'ChipFilter':
     return ChipFilter(args.min_valid, args.max_cloud, args.start, args.end, args.area)
 
 
+def _publish(words: list[str]) -> None:
+    """Weights with a model card, to the Hub."""
+    parser = argparse.ArgumentParser(
+        'gfm-jepa publish', description='Write config, safetensors, model card and golden '
+        'embeddings of an encoder, refuse tokens and paths of this machine, and push one commit to '
+        'the Hub; or write the folder alone.',
+    )  # fmt: skip
+    parser.add_argument('weights', help='checkpoint, folder or bundled name')
+    parser.add_argument('repo', help='name on the Hub, such as org/name')
+    parser.add_argument('--dry-run', type=Path, help='folder to write; nothing is uploaded')
+    parser.add_argument('--license', default='apache-2.0', help="of the weights, the Hub's name")
+    parser.add_argument('--data', nargs='+', default=(), help='what it saw: "NAME (LICENCE)"')
+    parser.add_argument('--datasets', nargs='+', default=(), help='the same, as ids of the Hub')
+    parser.add_argument('--compute', default='', help='hardware and time')
+    parser.add_argument('--limits', help='what it should not be used for')
+    parser.add_argument('--rows', type=Path, help='JSON of gfm-jepa probe --output')
+    parser.add_argument('--tag', help='of the commit, such as v1')
+    parser.add_argument('--private', action='store_true', help='make a new repository private')
+    args = parser.parse_args(words)
+    from .models.model_card import CardFacts
+    from .models.publishing import publish, read_rows
+
+    facts = CardFacts(
+        args.license, args.data, args.datasets, args.compute, args.limits or CardFacts.limits,
+        read_rows(args.rows) if args.rows else (),
+    )  # fmt: skip
+    where = publish(args.weights, args.repo, facts, args.dry_run, args.tag, args.private)
+    print(f'{"written" if args.dry_run else "published"}: {where}')
+
+
 def _demo(words: list[str]) -> None:
     """The whole way on made-up landscapes."""
     parser = argparse.ArgumentParser(
@@ -266,7 +297,7 @@ def _demo(words: list[str]) -> None:
 
 
 _VERBS = {'probe': _probe, 'index': _index, 'cache': _cache, 'stats': _stats, 'demo': _demo,
-          'explore': _explore, 'dashboard': _dashboard}  # fmt: skip
+          'explore': _explore, 'dashboard': _dashboard, 'publish': _publish}  # fmt: skip
 
 if __name__ == '__main__':
     sys.exit(main())

@@ -8,9 +8,10 @@ from pathlib import Path
 import gfm_jepa
 
 PACKAGE = Path(gfm_jepa.__file__).parent
-BASE = {'errors', 'modalities', 'masks', 'losses', 'views', 'photo_views', 'metrics'}
+BASE = {'errors', 'bundled', 'modalities', 'masks', 'losses', 'views', 'photo_views', 'metrics'}
 ALLOWED = {
     'errors': set(),
+    'bundled': set(),
     'modalities': {'errors'},
     'masks': {'errors'},
     'losses': set(),

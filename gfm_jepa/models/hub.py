@@ -1,37 +1,48 @@
-"""How weights come and go: folders of safetensors and config.json, checkpoints, the Hub."""
+"""How weights come and go: bundled, the Hub, folders of safetensors, checkpoints."""
 
 import json
 import os
 import pickle
 import re
 import struct
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
+from ..bundled import bundled_folder, bundled_sentence
 from ..errors import InputError
+from .band_matching import ModalitySpec, format_matches, match_bands, refuse_new
 from .base import BaseEncoder
+from .building import build
 from .encoder import Encoder
-from .timm_encoder import TimmEncoder
-
-CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
+from .weight_files import CONFIG, WEIGHTS, Source, read_folder, replace_folder
 
 
 def from_pretrained(
-    source: str | os.PathLike[str], revision: str | None = None, local_files_only: bool = False
+    source: str | os.PathLike[str],
+    revision: str | None = None,
+    bands: Mapping[str, Sequence[str]] | None = None,
+    modalities: Sequence[ModalitySpec] | None = None,
+    strict_bands: bool = False,
+    local_files_only: bool = False,
 ) -> BaseEncoder:
     """Load an encoder, ready to embed.
 
     Args:
-        source: A folder written by `save_pretrained`, a checkpoint of a pretraining task, or a Hub
-            id such as ``org/name``.
+        source: A bundled name such as ``gfm-jepa-nano``, a folder written by `save_pretrained`, a
+            checkpoint of `gfm-jepa fit`, or a Hub id such as ``org/name``.
         revision: Branch, tag or commit on the Hub.
+        bands: Per trained modality the bands that the input has, in its order. Filters and
+            statistics follow the bands' names.
+        modalities: Which modalities the encoder should have: names, `Modality` objects, mappings
+            or YAML paths. A trained one may have other bands; a new sensor gets a new patch
+            embedder before the trained trunk. What was copied and what is new is printed.
+        strict_bands: Refuse filters that were not trained.
         local_files_only: Take only what the Hub's cache holds.
 
     Returns:
@@ -41,16 +52,42 @@ def from_pretrained(
         InputError: If there is nothing there, or it is not what it should be. Weights load
             strictly, and nothing is unpickled but tensors and plain values.
     """
+    found, commit = _find(source, revision, local_files_only)
+    encoder = build(found)
+    if bands is not None or modalities is not None:
+        if not isinstance(encoder, Encoder):
+            raise InputError(
+                f'{source} is a timm model of one modality, whose bands are fixed; leave out bands '
+                f'and modalities.'
+            )
+        encoder, matches = match_bands(encoder, bands, modalities)
+        if strict_bands:
+            refuse_new(matches)
+        _say(format_matches(matches))
+    encoder.revision = commit
+    return encoder
+
+
+def _find(
+    source: str | os.PathLike[str], revision: str | None, local_files_only: bool
+) -> tuple[Source, str | None]:
+    """Read the weights where they are; the commit, if they are from the Hub."""
     path = Path(source)
+    if bundled := bundled_folder(str(source)):
+        return read_folder(bundled), None
     if path.is_dir():
-        return _from_folder(path)
+        return read_folder(path), None
     if path.is_file():
-        return _from_checkpoint(path)
+        return _read_checkpoint(path), None
     if re.fullmatch(r'[\w.-]+/[\w.-]+', str(source)) and path.suffix != '.ckpt':
-        return _from_hub(str(source), revision, local_files_only)
+        from .downloads import download  # huggingface_hub takes a while to import
+
+        folder, commit = download(str(source), revision, local_files_only)
+        return read_folder(folder), commit
     raise InputError(
-        f'There are no weights at {str(source)!r}: expected a folder with {CONFIG} and {WEIGHTS}, '
-        f'a checkpoint of `gfm-jepa fit`, or a Hub id such as org/name.'
+        f'There are no weights at {str(source)!r}: expected a bundled name '
+        f'({bundled_sentence()}), a folder with {CONFIG} and {WEIGHTS}, a checkpoint of '
+        f'`gfm-jepa fit`, or a Hub id such as org/name.'
     )
 
 
@@ -67,31 +104,24 @@ def save_pretrained(encoder: BaseEncoder, folder: str | os.PathLike[str]) -> Pat
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        state = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
-        save_file(state, Path(temporary) / WEIGHTS, metadata={'format': 'pt'})
-        (Path(temporary) / CONFIG).write_text(json.dumps(encoder.config, indent=2) + '\n')
-        for name in (WEIGHTS, CONFIG):
-            os.replace(Path(temporary) / name, folder / name)
+        write_encoder(encoder, Path(temporary))
+        replace_folder(Path(temporary), folder)
     return folder
 
 
-def _from_folder(folder: Path) -> BaseEncoder:
-    """Load what `save_pretrained` wrote."""
-    if missing := [n for n in (CONFIG, WEIGHTS) if not (folder / n).is_file()]:
-        raise InputError(
-            f'{folder} holds no {" and no ".join(missing)}; name a folder written by '
-            f'save_pretrained, or a checkpoint file.'
-        )
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        state = load_file(folder / WEIGHTS)
-    except json.JSONDecodeError as error:
-        raise InputError(f'{folder / CONFIG} is not JSON ({error}); fetch it again.') from error
-    except SafetensorError as error:
-        raise InputError(
-            f'{folder / WEIGHTS} is not a safetensors file ({error}); fetch it again.'
-        ) from error
-    return _build(config, state, folder)
+def write_encoder(encoder: BaseEncoder, folder: Path) -> None:
+    """Write config.json and model.safetensors into a folder that is there."""
+    state = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
+    save_file(state, folder / WEIGHTS, metadata={'format': 'pt'})
+    config = {'class': type(encoder).__name__, **encoder.config}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + '\n')
+
+
+def _say(text: str) -> None:
+    """Print on stderr, once over all processes; Lightning's own way needs Lightning imported."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not together or torch.distributed.get_rank() == 0:
+        print(text, file=sys.stderr)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -114,48 +144,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _from_checkpoint(path: Path) -> BaseEncoder:
-    """Load the encoder out of a checkpoint that Lightning wrote."""
+def _read_checkpoint(path: Path) -> Source:
+    """Take the encoder out of a checkpoint that Lightning wrote."""
     checkpoint = load_checkpoint(path)
     prefix = checkpoint['encoder_prefix']
     state = {
-        key.removeprefix(prefix): value
+        key.removeprefix(prefix): value.clone()  # the file is mapped, and may change
         for key, value in checkpoint['state_dict'].items()
         if key.startswith(prefix)
     }
-    return _build(checkpoint['encoder_config'], state, path)
-
-
-def _from_hub(repo_id: str, revision: str | None, local_files_only: bool) -> BaseEncoder:
-    """Fetch the two files of a Hub repository, or take them from the cache."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        paths = [
-            hf_hub_download(repo_id, name, revision=revision, local_files_only=local_files_only)
-            for name in (CONFIG, WEIGHTS)
-        ]
-    except (LocalEntryNotFoundError, EntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise InputError(
-            f'There is no folder or file {repo_id!r}, and the Hub gave no such weights '
-            f'({type(error).__name__}); check the name, the revision and the network.'
-        ) from error
-    return _from_folder(Path(paths[0]).parent)
-
-
-def _build(config: Mapping[str, Any], state: Mapping[str, Tensor], source: Path) -> BaseEncoder:
-    """Build the encoder and load its weights strictly."""
-    kind: type[BaseEncoder] = TimmEncoder if 'backbone' in config else Encoder
-    try:
-        encoder = kind.from_config(config)
-    except TypeError as error:
-        raise InputError(f'{source} does not describe an encoder ({error}).') from error
-    try:
-        encoder.load_state_dict(state)
-    except RuntimeError as error:
-        lines = str(error).splitlines()
-        raise InputError(
-            f'The weights of {source} do not fit its config: {" ".join(lines[1:2]).strip()[:200]}.'
-        ) from error
-    return encoder.eval()
+    return Source(checkpoint['encoder_config'], state, str(path))

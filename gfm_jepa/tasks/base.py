@@ -208,6 +208,7 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         checkpoint['encoder_config'] = self.encoder.config
         prefix = 'encoder.' if self.evaluated_encoder is self.encoder else 'target_encoder.'
         checkpoint['encoder_prefix'] = prefix
+        checkpoint['task'] = type(self).__name__
         checkpoint['seed'] = self._seed
         checkpoint['hyper_parameters'] = plain(dict(checkpoint.get('hyper_parameters', {})))
 

@@ -1,0 +1,94 @@
+"""Build an encoder from a config and tensors that nobody vouches for, strictly."""
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .base import BaseEncoder
+from .encoder import Encoder
+from .timm_encoder import TimmEncoder
+from .weight_files import Source, require_finite
+
+# All that a config can name; nothing is imported by name.
+_CLASSES: Mapping[str, type[BaseEncoder]] = {'Encoder': Encoder, 'TimmEncoder': TimmEncoder}
+
+
+def build(source: Source) -> BaseEncoder:
+    """Build the encoder and load its weights strictly.
+
+    Returns:
+        The encoder in eval mode, float32.
+
+    Raises:
+        InputError: If the config names a class or an argument that is unknown, or the tensors do
+            not fit it.
+    """
+    kind, config = _checked_config(source)
+    state = {k: v.float() if v.is_floating_point() else v for k, v in source.state.items()}
+    require_finite(state, source.name)
+    # On the meta device nothing is allocated or drawn, whatever the config claims. timm's own
+    # models are made where they run: some compute while they are built.
+    device = torch.device('meta' if kind is Encoder else 'cpu')
+    try:
+        with device:
+            encoder = kind.from_config(config)
+    except InputError as error:
+        raise InputError(f'The config of {source.name} is refused: {error}') from error
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise InputError(f'{source.name} does not describe an encoder ({error}).') from error
+    _check_state(encoder, state, source.name)
+    # `assign` puts the tensors that were read in the place of those without memory.
+    encoder.load_state_dict(state, assign=True)
+    return encoder.eval()
+
+
+def _checked_config(source: Source) -> tuple[type[BaseEncoder], dict[str, Any]]:
+    """The class and its arguments, looked at before anything is built."""
+    if not isinstance(source.config, dict):
+        raise InputError(f'The config of {source.name} should be a mapping of arguments.')
+    config = dict(source.config)
+    name = config.pop('class', 'TimmEncoder' if 'backbone' in config else 'Encoder')
+    if name not in _CLASSES:
+        raise InputError(
+            f'The config of {source.name} names the class {name!r}; known are '
+            f'{", ".join(_CLASSES)}: update gfm_jepa, or take other weights.'
+        )
+    kind = _CLASSES[name]
+    known = list(inspect.signature(kind).parameters)
+    if unknown := [key for key in config if key not in known]:
+        raise InputError(
+            f'The config of {source.name} has the argument {unknown[0]!r}, but {name} knows '
+            f'{", ".join(known)}: update gfm_jepa, or take other weights.'
+        )
+    if 'modalities' not in config:
+        raise InputError(f'The config of {source.name} names no modalities.')
+    # Building a deep trunk takes time, even without memory: the tensors say how deep it is.
+    blocks = len({m[1] for k in source.state if (m := re.match(r'blocks\.(\d+)\.', k))})
+    if kind is Encoder and config.get('depth') != blocks:
+        raise InputError(
+            f'The weights of {source.name} do not fit its config: they hold {blocks} blocks, but '
+            f'depth is {config.get("depth")!r}.'
+        )
+    return kind, config
+
+
+def _check_state(encoder: BaseEncoder, state: Mapping[str, Tensor], name: str) -> None:
+    """Compare names and shapes, before torch does it at length."""
+    expected = encoder.state_dict()
+    problem = ''
+    if missing := [key for key in expected if key not in state]:
+        problem = f'{missing[0]} is missing'
+    elif extra := [key for key in state if key not in expected]:
+        problem = f'{extra[0]} belongs to no module'
+    elif wrong := [key for key in expected if expected[key].shape != state[key].shape]:
+        came, wanted = tuple(state[wrong[0]].shape), tuple(expected[wrong[0]].shape)
+        problem = f'{wrong[0]} has the shape {came}, expected {wanted}'
+    if problem:
+        raise InputError(
+            f'The weights of {name} do not fit its config: {problem}; fetch both again.'
+        )

@@ -1,0 +1,85 @@
+"""A fixed input per modality and its embedding, shipped with the weights to prove a copy right."""
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..bundled import bundled_folder
+from ..errors import InputError
+from ..modalities import Modality
+from .base import BaseEncoder
+from .weight_files import GOLDEN, read_safetensors
+
+
+def write_golden(encoder: BaseEncoder, folder: Path) -> None:
+    """Write golden.safetensors: ``input.<modality>`` and ``embedding.<modality>``."""
+    tensors = {}
+    for name, modality in encoder.modalities.items():
+        step = encoder.patch_sizes[name]
+        chips = golden_input(modality, -(-max(4 * step, 32) // step) * step)
+        tensors[f'input.{name}'] = chips
+        tensors[f'embedding.{name}'] = _embed(encoder, name, chips)
+    save_file(tensors, folder / GOLDEN, metadata={'format': 'pt'})
+
+
+def golden_input(modality: Modality, size: int) -> Tensor:
+    """Seeded noise (2, C, size, size) of the modality's statistics, in its unit and range."""
+    noise = torch.randn(
+        2, len(modality.bands), size, size, generator=torch.Generator().manual_seed(0)
+    )
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (modality.mean, modality.std))
+    values: Tensor = noise * std + mean
+    return values.clamp(*modality.valid_range) if modality.valid_range else values
+
+
+def verify_golden(
+    encoder: BaseEncoder, source: str | os.PathLike[str], tolerance: float = 1e-4
+) -> float:
+    """Compare an encoder with the embeddings that were written beside its weights.
+
+    Args:
+        encoder: As `from_pretrained` gave it, all bands and modalities included.
+        source: What it was loaded from: a bundled name, a folder, or a Hub id.
+        tolerance: Highest difference, over the standard deviation of the golden embedding.
+
+    Returns:
+        The highest difference found.
+
+    Raises:
+        InputError: If an embedding differs, or there is no golden.safetensors.
+    """
+    folder = bundled_folder(str(source)) or Path(source)
+    path = folder / GOLDEN
+    if encoder.revision and not path.is_file():
+        from .downloads import download_file
+
+        path = download_file(str(source), GOLDEN, encoder.revision)
+    if not path.is_file():
+        raise InputError(
+            f'{source} holds no {GOLDEN}; `gfm-jepa publish` writes it beside the weights.'
+        )
+    tensors, worst = read_safetensors(path), 0.0
+    for name in encoder.modalities:
+        if not {f'input.{name}', f'embedding.{name}'} <= tensors.keys():
+            raise InputError(f'{path} says nothing of {name}; give the encoder that was published.')
+        expected = tensors[f'embedding.{name}']
+        difference = (_embed(encoder, name, tensors[f'input.{name}']) - expected).abs().max()
+        relative = float(difference / expected.std())
+        if not relative <= tolerance:
+            raise InputError(
+                f'The embedding of {name} differs by {relative:.2g} standard deviations from the '
+                f'one in {path}, more than {tolerance:g}; the weights or the code are not those '
+                f'that were published: fetch them again, or install that version of gfm_jepa.'
+            )
+        worst = max(worst, relative)
+    return worst
+
+
+@torch.no_grad()
+def _embed(encoder: BaseEncoder, name: str, chips: Tensor) -> Tensor:
+    device = next(encoder.parameters()).device
+    embedding: Tensor = encoder({name: chips.to(device)})
+    return embedding.cpu().contiguous()

@@ -1,0 +1,183 @@
+"""Publish weights: a folder that says all about itself and nothing about its maker's machine."""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+from ..errors import InputError
+from .base import BaseEncoder
+from .golden import verify_golden, write_golden
+from .hub import from_pretrained, load_checkpoint, write_encoder
+from .model_card import CardFacts, model_card
+from .weight_files import CARD, read_json, replace_folder
+
+# What must not leave the machine: keys of the usual services, and absolute paths.
+_PRIVATE = {
+    'a token': re.compile(
+        r'hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}'
+        r'|AKIA[0-9A-Z]{16}|sk-[A-Za-z0-9_-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY'
+        r'|://[^\s/@"]+:[^\s/@"]+@'
+    ),
+    'a path of a machine': re.compile(
+        r'(?<![\w/:.~])/(?:home|root|Users|tmp|work|mnt|data|scratch|var|opt|media|srv|gpfs|lustre)'
+        r'/[^\s"|]*|\b[A-Za-z]:\\+\w[^\s"|]*|~/[\w.]|file://'
+    ),
+}  # fmt: skip
+
+
+def publish(
+    source: str | os.PathLike[str],
+    repo_id: str,
+    facts: CardFacts,
+    dry_run: Path | None = None,
+    tag: str | None = None,
+    private: bool = False,
+) -> str:
+    """Write a release of an encoder, and upload it.
+
+    Args:
+        source: A checkpoint of `gfm-jepa fit`, or anything else that `from_pretrained` takes.
+        repo_id: Such as ``org/name``.
+        facts: For the model card.
+        dry_run: Folder to write instead of uploading anything.
+        tag: Of the new commit, such as ``v1``.
+        private: Make a new repository private.
+
+    Returns:
+        Where it is: the folder, or the address on the Hub and the commit.
+
+    Raises:
+        InputError: If the source is no encoder, something private would leave the machine, or the
+            Hub refuses.
+    """
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo_id):
+        raise InputError(f'{repo_id!r} should be a name on the Hub, such as org/name.')
+    encoder = from_pretrained(source)
+    run = describe_run(Path(source)) if Path(source).is_file() else {}
+    parent = None
+    if dry_run is not None:
+        parent = dry_run.resolve().parent
+        parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent) as temporary:
+        release = Path(temporary) / 'release'
+        release.mkdir()
+        write_release(encoder, release, model_card(encoder, repo_id, facts, run))
+        if dry_run is None:
+            return _upload(release, repo_id, tag, private)
+        replace_folder(release, dry_run)
+        return str(dry_run)
+
+
+def write_release(encoder: BaseEncoder, folder: Path, card: str) -> None:
+    """Write the four files, and see whether they load to the same embeddings.
+
+    Raises:
+        InputError: If they hold something private, or do not load.
+    """
+    write_encoder(encoder, folder)
+    (folder / CARD).write_text(card)
+    write_golden(encoder, folder)
+    for path in sorted(folder.iterdir()):
+        refuse_private(path)
+    verify_golden(from_pretrained(folder), folder)
+
+
+def refuse_private(path: Path) -> None:
+    """Look for tokens and paths of a machine in a text, or in the header of a safetensors file.
+
+    Raises:
+        InputError: Naming the file and what was found.
+    """
+    with path.open('rb') as file:
+        if path.suffix == '.safetensors':
+            length = int.from_bytes(file.read(8), 'little')
+            text = file.read(length).decode(errors='replace')
+        else:
+            text = file.read().decode(errors='replace')
+    for kind, pattern in _PRIVATE.items():
+        if found := pattern.search(text):
+            shown = found[0][:6] + '...' if kind == 'a token' else found[0][:80]
+            raise InputError(
+                f'{path.name} would hold {kind} ({shown}); write the encoder with save_pretrained, '
+                f'change its config.json or the options of publish, and publish that folder.'
+            )
+
+
+def describe_run(path: Path) -> dict[str, Any]:
+    """Method, steps and settings out of a checkpoint: numbers and short words, never paths."""
+    checkpoint = load_checkpoint(path)
+    run: dict[str, Any] = {
+        'method': checkpoint.get('task', 'not stated'),
+        'optimizer steps': checkpoint.get('global_step', 'not stated'),
+        'epochs begun': checkpoint.get('epoch', -1) + 1,
+        'seed': checkpoint.get('seed'),
+        'weights of': checkpoint['encoder_prefix'].rstrip('.'),
+    }
+    settings = {k: v for k, v in checkpoint.get('hyper_parameters', {}).items()
+                if k not in ('modalities', 'modality_specs') and not k.startswith('_')}  # fmt: skip
+    return run | {k: v for k, v in _flat(settings).items() if _is_plain(v)}
+
+
+def read_rows(path: Path) -> Sequence[Mapping[str, Any]]:
+    """Read the rows of `gfm-jepa probe --output`.
+
+    Raises:
+        InputError: If the file holds something else.
+    """
+    if not path.is_file():
+        raise InputError(f'There is no {path}; `gfm-jepa probe ... --output {path}` writes it.')
+    rows = read_json(path)
+    wanted = {'name', 'dataset', 'split', 'features', 'knn5', 'linear', 'n_train', 'n_val',
+              'n_test'}  # fmt: skip
+    if not isinstance(rows, list) or not all(
+        isinstance(r, dict) and wanted <= set(r) for r in rows
+    ):
+        raise InputError(f'{path} should hold the rows that `gfm-jepa probe --output` writes.')
+    return rows
+
+
+def _upload(folder: Path, repo_id: str, tag: str | None, private: bool) -> str:
+    """Push the folder as one commit."""
+    api = HfApi()
+    try:
+        url = api.create_repo(repo_id, private=private or None, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message='Publish encoder'
+        )
+        if tag is not None:
+            api.create_tag(repo_id, tag=tag, revision=commit.oid)
+    # The client wraps what fails while a large file is sent in RuntimeError and ValueError.
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise InputError(
+            f'The Hub did not take {repo_id} ({type(error).__name__}: {reason}); log in with `hf '
+            f'auth login`, see whether you may write there, and try again.'
+        ) from error
+    return f'{url} at commit {commit.oid}'
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Nested settings with dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f'{prefix}{key}.'))
+        else:
+            flat[f'{prefix}{key}'] = value
+    return flat
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a setting is a number, a short word, or a short list of them."""
+    if isinstance(value, str):
+        return bool(re.fullmatch(r'[\w.+-]{1,40}', value))
+    if isinstance(value, list | tuple):
+        return len(json.dumps(value, default=str)) < 60 and all(_is_plain(v) for v in value)
+    return isinstance(value, int | float)

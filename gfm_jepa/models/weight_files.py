@@ -1,0 +1,186 @@
+"""Read a folder of config.json and safetensors that nobody vouches for.
+
+Everything that can be refused is refused before memory is taken for it, and nothing is unpickled.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import InputError
+
+CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
+CARD, GOLDEN = 'README.md', 'golden.safetensors'
+_LARGEST_JSON = 10_000_000  # bytes; ours have some thousand
+_PICKLES = (b'PK\x03\x04', b'\x80\x02', b'\x80\x03', b'\x80\x04', b'\x80\x05')
+# Types of safetensors that an encoder's state can have, and bytes of one value.
+_WIDTHS = {'F64': 8, 'F32': 4, 'F16': 2, 'BF16': 2, 'I64': 8, 'I32': 4, 'U8': 1, 'BOOL': 1}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights as they were given, not yet taken for true.
+
+    Attributes:
+        config: What `BaseEncoder.from_config` should get.
+        state: Tensors by their name in the encoder's state.
+        name: Where they come from, for messages.
+        folder: With their golden embeddings and card, if it is one.
+    """
+
+    config: Any
+    state: Mapping[str, Tensor]
+    name: str
+    folder: Path | None = None
+
+
+def read_folder(folder: Path) -> Source:
+    """Read config.json and the weights of a folder.
+
+    Raises:
+        InputError: If a file is missing, is not what its name says, or claims more than it holds.
+    """
+    weights = WEIGHTS if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file() else INDEX
+    if missing := [n for n in (CONFIG, weights) if not (folder / n).is_file()]:
+        raise InputError(
+            f'{folder} holds no {" and no ".join(missing)}; name a folder written by '
+            f'save_pretrained, or a checkpoint file.'
+        )
+    config = read_json(folder / CONFIG)
+    state: dict[str, Tensor] = {}
+    for name in shard_names(folder / INDEX) if weights == INDEX else [WEIGHTS]:
+        if not (folder / name).is_file():
+            raise InputError(f'{folder / INDEX} names {name}, which is not there; fetch it too.')
+        shard = read_safetensors(folder / name)
+        if twice := state.keys() & shard.keys():
+            raise InputError(f'{folder} holds {min(twice)} in two files; fetch it again.')
+        state.update(shard)
+    return Source(config, state, str(folder), folder)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a sensible size.
+
+    Raises:
+        InputError: If it is too large, or not JSON.
+    """
+    size = path.stat().st_size
+    if size > _LARGEST_JSON:
+        raise InputError(f'{path} has {size} bytes, which no config of ours has; fetch it again.')
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'{path} is not JSON ({error}); fetch it again.') from error
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index names: plain names of files beside it, nothing else.
+
+    Raises:
+        InputError: If it is not an index, or names a path.
+    """
+    content = read_json(index)
+    shards = content.get('weight_map') if isinstance(content, dict) else None
+    if not isinstance(shards, dict) or not shards:
+        raise InputError(f'{index} has no weight_map; it should map tensors to safetensors files.')
+    names = sorted({str(name) for name in shards.values()})
+    for name in names:
+        if not re.fullmatch(r'\w[\w.-]*\.safetensors', name, re.ASCII) or '..' in name:
+            raise InputError(
+                f'{index} names {name!r}, which is not the plain name of a safetensors file beside '
+                f'it; do not use these weights.'
+            )
+    return names
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read tensors, after its header was checked against the size of the file.
+
+    Raises:
+        InputError: If the file is a pickle, is cut off, or claims more than it holds.
+    """
+    check_header(path)
+    try:
+        with safe_open(path, framework='pt') as file:
+            # Copies: the file may change or vanish while the model lives.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f'{path} is not a safetensors file ({error}); fetch it again.') from error
+
+
+def check_header(path: Path) -> None:
+    """Compare what a safetensors file claims with its size, and read nothing but its header.
+
+    Raises:
+        InputError: If it is no safetensors file, or claims more or less than it holds.
+    """
+    size = path.stat().st_size
+    with path.open('rb') as file:
+        start = file.read(8)
+        if start.startswith(_PICKLES):
+            raise InputError(
+                f'{path} is a pickle under another name, and nothing of it was run; ask for '
+                f'safetensors.'
+            )
+        length = int.from_bytes(start, 'little')
+        if len(start) < 8 or length > size - 8:
+            raise InputError(
+                f'{path} has {size} bytes, but claims a header of {length}; it is cut off or no '
+                f'safetensors file: fetch it again.'
+            )
+        if length > _LARGEST_JSON:
+            raise InputError(f'{path} has a header of {length} bytes; ours have some thousand.')
+        content = file.read(length)
+    try:
+        header = json.loads(content)
+        header.pop('__metadata__', None)
+        end = max((_checked_end(entry) for entry in header.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f'{path} has a header that is not one of safetensors ({error}); fetch it again.'
+        ) from error
+    if end != size - 8 - length:
+        raise InputError(
+            f'{path} should hold {end} bytes of tensors, but holds {size - 8 - length}; it is cut '
+            f'off: fetch it again.'
+        )
+
+
+def _checked_end(entry: Mapping[str, Any]) -> int:
+    """Where a tensor ends, bytes after the header; ValueError if its shape says otherwise."""
+    start, end = (int(offset) for offset in entry['data_offsets'])
+    need = _WIDTHS[entry['dtype']]
+    for side in entry['shape']:
+        need *= int(side)
+    if start < 0 or end - start != need:
+        raise ValueError(f'shape {entry["shape"]} in {end - start} bytes')
+    return end
+
+
+def require_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse tensors with NaN or infinite values.
+
+    Raises:
+        InputError: Naming the first of them.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(
+                f'{name} of {source} holds NaN or infinite values; the run diverged or the file is '
+                f'damaged: take an earlier checkpoint, or fetch it again.'
+            )
+
+
+def replace_folder(temporary: Path, folder: Path) -> None:
+    """Move the files of a finished folder into place, config.json last: without it none is read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(temporary.iterdir(), key=lambda p: p.name == CONFIG):
+        os.replace(path, folder / path.name)

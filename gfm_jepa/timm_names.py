@@ -1,0 +1,103 @@
+"""Our names in timm (``gfm_jepa_nano``, ...), without importing timm or torch.
+
+timm finds models by a registry that fills as modules are imported, and has no entry point for other
+packages. ``import gfm_jepa`` therefore registers light functions: at once if timm is imported, else
+at the moment when it is, through one finder that steps aside after its only call. What builds the
+models is imported when a model is made.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from .bundled import bundled_folder
+
+SIZES = ('nano', 'tiny', 'small', 'base', 'large')
+
+
+def gfm_jepa_nano(pretrained: bool = False, **kwargs: Any) -> Any:
+    """Width 128, 4 blocks; see `gfm_jepa.models.timm_models.create`."""
+    return _create('nano', pretrained, kwargs)
+
+
+def gfm_jepa_tiny(pretrained: bool = False, **kwargs: Any) -> Any:
+    """Width 192, 6 blocks; see `gfm_jepa.models.timm_models.create`."""
+    return _create('tiny', pretrained, kwargs)
+
+
+def gfm_jepa_small(pretrained: bool = False, **kwargs: Any) -> Any:
+    """Width 384, 12 blocks; see `gfm_jepa.models.timm_models.create`."""
+    return _create('small', pretrained, kwargs)
+
+
+def gfm_jepa_base(pretrained: bool = False, **kwargs: Any) -> Any:
+    """Width 768, 12 blocks; see `gfm_jepa.models.timm_models.create`."""
+    return _create('base', pretrained, kwargs)
+
+
+def gfm_jepa_large(pretrained: bool = False, **kwargs: Any) -> Any:
+    """Width 1024, 24 blocks; see `gfm_jepa.models.timm_models.create`."""
+    return _create('large', pretrained, kwargs)
+
+
+def _create(preset: str, pretrained: bool, options: dict[str, Any]) -> Any:
+    from .models.timm_models import create
+
+    return create(preset, pretrained, **options)
+
+
+# timm reads this name from the module of the functions above.
+default_cfgs: dict[str, Any] = {}
+
+
+def register_when_timm_is_there() -> None:
+    """Register now, or as soon as timm is imported."""
+    if 'timm.models' in sys.modules:
+        _register()
+    elif not any(isinstance(f, _TimmFinder) for f in sys.meta_path):
+        sys.meta_path.insert(0, _TimmFinder())
+
+
+def _register() -> None:
+    from timm.models import generate_default_cfgs, is_model, register_model
+
+    cfgs = {}
+    for size in SIZES:
+        folder = bundled_folder(f'gfm-jepa-{size}')
+        cfgs[f'gfm_jepa_{size}'] = {
+            # So that timm lists which names have weights; we read the file ourselves.
+            'file': str(folder / 'model.safetensors') if folder else None,
+            # Normalisation is inside the models, in raw units.
+            'mean': (0.0, 0.0, 0.0), 'std': (1.0, 1.0, 1.0),
+            'input_size': (3, 64, 64), 'num_classes': 0, 'classifier': 'head',
+        }  # fmt: skip
+    default_cfgs.update(generate_default_cfgs(cfgs))
+    for size in SIZES:
+        if not is_model(f'gfm_jepa_{size}'):
+            register_model(globals()[f'gfm_jepa_{size}'])
+
+
+class _TimmFinder(MetaPathFinder):
+    """Finds timm as the others do, and registers our names once it is imported."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Answer for timm alone, and only once."""
+        if name != 'timm':
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_and_register(module: ModuleType) -> None:
+                run(module)
+                _register()
+
+            spec.loader.exec_module = run_and_register  # type: ignore[method-assign]
+        return spec
