@@ -8,7 +8,8 @@ test: .venv/.installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/pytest --cov --cov-report=term
+	# Two processes of one thread each: two that both take both cores are ten times slower.
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --cov --cov-report=term
 
 install: .venv/.installed
 
