@@ -114,8 +114,7 @@ class ConvStem(nn.Module):
         InputError: If the patch size is not a power of two above 1.
 
     Source: Xiao et al., "Early convolutions help transformers see better" (2021).
-    Differs from the source: residual convolutions after each stage but the first. At equal time
-        they were worth more than as many blocks of the trunk; see benchmarks/README.md.
+    Differs from the source: residual convolutions after each stage but the first.
     """
 
     leaks = True
