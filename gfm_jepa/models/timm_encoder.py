@@ -127,10 +127,7 @@ class TimmEncoder(BaseEncoder):
 
     def has_data(self, batch: Batch) -> Tensor:
         """Which samples have a valid value, (B,) boolean."""
-        x = self.rasters(batch)[self.modality.name]
-        if all_finite(x):
-            return torch.ones(len(x), dtype=torch.bool, device=x.device)
-        return x.isfinite().flatten(1).any(dim=1)
+        return self.rasters(batch)[self.modality.name].isfinite().flatten(1).any(dim=1)
 
     def forward(self, batch: Batch) -> Tensor:
         """Embed a batch.
@@ -194,9 +191,9 @@ class TimmEncoder(BaseEncoder):
             self._warned = True
             warnings.warn(problem, stacklevel=4)
         normalised = torch.addcmul(-self.mean / self.std, x.float(), 1 / self.std)
-        if not all_finite(x):
-            normalised = normalised.nan_to_num(0.0, 0.0, 0.0)
-        return normalised, self.has_data(batch)
+        if all_finite(x):
+            return normalised, torch.ones(len(x), dtype=torch.bool, device=x.device)
+        return normalised.nan_to_num(0.0, 0.0, 0.0), self.has_data(batch)
 
     def _maps(self, x: Tensor, count: int) -> list[Tensor]:
         """The last feature maps, each (B, D', h, w)."""
