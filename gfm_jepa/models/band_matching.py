@@ -170,7 +170,7 @@ def _rebuild(encoder: Encoder, matches: Sequence[Match]) -> Encoder:
     for match in matches:
         name = match.modality.name
         if name in encoder.modalities:
-            _copy_embedder(_embedder(encoder, name), _embedder(new, name), match)
+            _copy_embedder(encoder.embedder(name), new.embedder(name), match)
     return new
 
 
@@ -194,9 +194,3 @@ def _first_layer(embed: PatchEmbed) -> nn.Conv2d:
     layer = stem.proj if isinstance(stem, LinearStem) else next(stem.stages[0].children())
     assert isinstance(layer, nn.Conv2d)
     return layer
-
-
-def _embedder(encoder: Encoder, name: str) -> PatchEmbed:
-    module = encoder.patch_embeds[name]
-    assert isinstance(module, PatchEmbed)
-    return module

@@ -137,7 +137,7 @@ class Encoder(BaseEncoder):
     @property
     def modalities(self) -> dict[str, Modality]:
         """The modalities that it embeds, by name."""
-        return {name: self._embedder(name).modality for name in self.patch_embeds}
+        return {name: self.embedder(name).modality for name in self.patch_embeds}
 
     @property
     def patch_sizes(self) -> dict[str, int]:
@@ -160,7 +160,7 @@ class Encoder(BaseEncoder):
         for index, name in enumerate(self.patch_embeds):
             if name not in rasters:
                 continue
-            embed = self._embedder(name)
+            embed = self.embedder(name)
             gsd = _gsd(batch, name) or embed.modality.gsd
             grid = embed.grid(tuple(rasters[name].shape))
             number = rasters[name].shape[1] if rasters[name].ndim == 5 else 1
@@ -188,10 +188,7 @@ class Encoder(BaseEncoder):
         """Which tokens are there, (B, N) boolean, without computing them."""
         rasters = self.rasters(batch)
         return torch.cat(
-            [
-                by_date(x, self._embedder(n).valid_patches(one_by_one(x)))
-                for n, x in rasters.items()
-            ],
+            [by_date(x, self.embedder(n).valid_patches(one_by_one(x))) for n, x in rasters.items()],
             dim=1,
         )
 
@@ -208,7 +205,7 @@ class Encoder(BaseEncoder):
                 ``brightness`` (its mean over bands and pixels above the darkest patch's).
         """
         signals = [
-            by_date(x, self._embedder(n).signal(one_by_one(x), kind))
+            by_date(x, self.embedder(n).signal(one_by_one(x), kind))
             for n, x in self.rasters(batch).items()
         ]
         return torch.cat(signals, dim=1)
@@ -219,7 +216,7 @@ class Encoder(BaseEncoder):
         tokens, valid = [], []
         for name in layout.names:
             x = rasters[name]
-            embedded, there = self._embedder(name)(one_by_one(x), _gsd(batch, name))
+            embedded, there = self.embedder(name)(one_by_one(x), _gsd(batch, name))
             tokens.append(by_date(x, embedded))
             valid.append(by_date(x, there))
         joined = torch.cat(tokens, dim=1)
@@ -300,7 +297,7 @@ class Encoder(BaseEncoder):
         """Statistics (B, S) of the conv stems, in a list that is empty without such a stem."""
         found = []
         for name, x in self.rasters(batch).items():
-            statistics = self._embedder(name).stem_statistics(one_by_one(x))
+            statistics = self.embedder(name).stem_statistics(one_by_one(x))
             if statistics is not None:
                 found.append(by_date(x, statistics.unsqueeze(1)) if x.ndim == 5
                              else statistics.unsqueeze(1))  # fmt: skip
@@ -332,7 +329,8 @@ class Encoder(BaseEncoder):
         own = tokens.dense()[:, start : start + height * width]
         return own.mT.reshape(len(own), self.embed_dim, height, width)
 
-    def _embedder(self, name: str) -> PatchEmbed:
+    def embedder(self, name: str) -> PatchEmbed:
+        """The patch embedder of one of its modalities."""
         module = self.patch_embeds[name]
         assert isinstance(module, PatchEmbed)
         return module

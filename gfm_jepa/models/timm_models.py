@@ -136,8 +136,7 @@ def to_timm(
         raise InputError(
             f'The encoder has no {modality!r}; it embeds {", ".join(encoder.modalities)}.'
         )
-    embed = encoder.patch_embeds[modality]
-    assert isinstance(embed, PatchEmbed)
+    embed = encoder.embedder(modality)
     model = RawVisionTransformer(
         deepcopy(embed), img_size, in_chans=len(embed.modality.bands), num_classes=num_classes,
         weight_init='skip', **_trunk(encoder.config),
