@@ -4,12 +4,13 @@ import base64
 import hashlib
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote
 
+from loopback import Loopback
 
-class FakeHub:
+
+class FakeHub(Loopback):
     """Repositories as lists of commits, each a mapping of paths to contents."""
 
     def __init__(self):
@@ -21,13 +22,7 @@ class FakeHub:
         class Handler(Answers):
             hub = owner
 
-        self.http = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-        self.url = f'http://127.0.0.1:{self.http.server_address[1]}'
-        threading.Thread(target=self.http.serve_forever, kwargs={'poll_interval': 0.01}).start()
-
-    def stop(self):
-        self.http.shutdown()
-        self.http.server_close()
+        super().__init__(Handler)
 
     def commit(self, files):
         """Add files to the last commit of main; returns the new commit's hash."""

@@ -1,8 +1,7 @@
 """Rasters behind HTTP: the same chips, only the needed bytes, and a server that dies."""
 
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import rasterio
 import rasterio.shutil
 import torch
 from conftest import sensor
+from loopback import Loopback
 
 from gfm_jepa import InputError
 from gfm_jepa.cli import main
@@ -18,7 +18,7 @@ from gfm_jepa.data import Rasters, rasters
 S2 = sensor('s2', 3)
 
 
-class Server:
+class Server(Loopback):
     """Serves a folder with range requests on the loopback interface, and counts the bytes."""
 
     def __init__(self, folder):
@@ -64,13 +64,7 @@ class Server:
             def log_message(self, *_):
                 pass
 
-        self.http = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-        self.url = f'http://127.0.0.1:{self.http.server_address[1]}'
-        threading.Thread(target=self.http.serve_forever, kwargs={'poll_interval': 0.01}).start()
-
-    def stop(self):
-        self.http.shutdown()
-        self.http.server_close()
+        super().__init__(Handler)
 
 
 @pytest.fixture
