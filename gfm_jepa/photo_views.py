@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .modalities import Modality
-from .views import cut, pick_dates, view_size
+from .views import Crops, cut, pick_dates, view_size
 
 _COLOURS = (
     adjust_brightness_accumulative,
@@ -34,7 +34,7 @@ _COLOURS = (
 
 
 @dataclass(frozen=True)
-class PhotoViews:
+class PhotoViews(Crops):
     """How views of photographs are made: large (global) ones first, then small (local) ones.
 
     Up stays up and only left and right change places; on images from above, whose colours are
@@ -63,12 +63,8 @@ class PhotoViews:
         again; the order of the four colour changes is drawn for a batch, not an image.
     """
 
-    num_global: int = 2
-    num_local: int = 0
     global_scale: tuple[float, float] = (0.2, 1.0)
-    global_fraction: float = 1.0
     local_scale: tuple[float, float] = (0.05, 0.2)
-    local_fraction: float = 0.5
     aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     mirror: float = 0.5
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
@@ -103,12 +99,7 @@ class PhotoViews:
         low, high = modalities[name].valid_range or (0.0, 1.0)
         gsd = batch.get('gsd', {}).get(name)
         joined: list[dict[str, Any]] = []
-        for count, scale, fraction in (
-            (self.num_global, self.global_scale, self.global_fraction),
-            (self.num_local, self.local_scale, self.local_fraction),
-        ):
-            if not count:
-                continue
+        for count, scale, fraction in self.kinds():
             dates = pick_dates({name: batch[name]}, count, generator)
             x = torch.cat([d[name] for d in dates])
             size = view_size(x, fraction, patch_sizes[name])

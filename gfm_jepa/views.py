@@ -206,7 +206,36 @@ def erase(rasters: Rasters, probability: float, generator: torch.Generator) -> d
 
 
 @dataclass(frozen=True)
-class Views:
+class Crops:
+    """How many views there are, and what each shows: large (global) ones and small (local) ones.
+
+    Args:
+        num_global: Global views G.
+        num_local: Local views.
+        global_scale: Share of the chip's area that a global view shows.
+        global_fraction: Height and width of a global view over the chip's, in pixels.
+        local_scale: Share of the chip's area that a local view shows.
+        local_fraction: Height and width of a local view over the chip's, in pixels.
+    """
+
+    num_global: int = 2
+    num_local: int = 0
+    global_scale: tuple[float, float] = (0.3, 1.0)
+    global_fraction: float = 1.0
+    local_scale: tuple[float, float] = (0.05, 0.3)
+    local_fraction: float = 0.5
+
+    def kinds(self) -> list[tuple[int, tuple[float, float], float]]:
+        """Count, scale and fraction of each kind that there is, the global views first."""
+        kinds = [
+            (self.num_global, self.global_scale, self.global_fraction),
+            (self.num_local, self.local_scale, self.local_fraction),
+        ]
+        return [kind for kind in kinds if kind[0]]
+
+
+@dataclass(frozen=True)
+class Views(Crops):
     """How views are made: large (global) ones first, then small (local) ones.
 
     Args:
@@ -224,12 +253,6 @@ class Views:
         erasing: Probability that a square of a view becomes NaN.
     """
 
-    num_global: int = 2
-    num_local: int = 0
-    global_scale: tuple[float, float] = (0.3, 1.0)
-    global_fraction: float = 1.0
-    local_scale: tuple[float, float] = (0.05, 0.3)
-    local_fraction: float = 0.5
     gain: float = 0.2
     offset: float = 0.2
     band_dropout: float = 0.0
@@ -262,12 +285,7 @@ class Views:
         std = {name: torch.tensor(modalities[name].std) for name in rasters}
         gsd = {n: float(batch.get('gsd', {}).get(n, modalities[n].gsd)) for n in rasters}
         joined = []
-        for count, scale, fraction in (
-            (self.num_global, self.global_scale, self.global_fraction),
-            (self.num_local, self.local_scale, self.local_fraction),
-        ):
-            if not count:
-                continue
+        for count, scale, fraction in self.kinds():
             sizes = {n: view_size(x, fraction, patch_sizes[n]) for n, x in rasters.items()}
             dates = pick_dates(rasters, count, generator)
             repeated = {n: torch.cat([d[n] for d in dates]) for n in rasters}
