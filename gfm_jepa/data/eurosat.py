@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError
 
-Sample = dict[str, Tensor]
+Sample = dict[str, Any]
 
 SPLITS = ('train', 'val', 'test')
 SIZE = 64  # pixels, both ways

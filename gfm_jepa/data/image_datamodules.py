@@ -1,7 +1,7 @@
 """Images without a place on the ground, under ``data:`` of `gfm-jepa fit`.
 
-They are the modality ``rgb``. Nothing says how many metres a pixel covers, so that batches carry no
-``gsd``: our encoder then counts a pixel as the modality's nominal one, which makes its positions
+They are the modality ``rgb``. Unless the config says how many metres a pixel covers, batches carry
+no ``gsd``: our encoder then counts a pixel as the modality's nominal one, which makes its positions
 positions in the image, and timm's models use none.
 """
 
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import InputError
 from .datamodules import PretrainDataModule
 from .images import Images, find_parts, image_statistics, in_memory, read_cifar10
+from .rasters import collate
 from .samplers import ResumableLoader
 
 type ProbeDatasets = Callable[[], tuple[Dataset[Any], Dataset[Any]]]
@@ -60,7 +61,7 @@ class ImagesDataModule(PretrainDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches of the training part; no label where there is none."""
-        return self.train_loader(self.train_dataset, self.train_groups())
+        return self.train_loader(self.train_dataset, self.train_groups(), collate_fn=collate)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """The validation part, in order; none where there is none."""
@@ -86,7 +87,7 @@ class ImagesDataModule(PretrainDataModule):
         if part not in self.parts:
             return []
         return DataLoader(
-            self.parts[part], batch_size=self.batch_size, num_workers=self.num_workers
+            self.parts[part], self.batch_size, num_workers=self.num_workers, collate_fn=collate
         )
 
 
@@ -103,6 +104,7 @@ class ImageFolderDataModule(ImagesDataModule):
             access.
         batch_size: Samples of a batch on one rank.
         num_workers: Processes that read.
+        gsd: Metres per pixel of the resized images, if they show the ground.
     """
 
     def __init__(
@@ -113,8 +115,11 @@ class ImageFolderDataModule(ImagesDataModule):
         memory_limit: float = 4.0,
         batch_size: int = 64,
         num_workers: int = 0,
+        gsd: float | None = None,
     ) -> None:
         files, self.classes = find_parts(Path(root), image_size)
+        for part in files.values():
+            part.gsd = gsd
         super().__init__(dict(files), root, modalities, batch_size, num_workers)
         self.files, self.memory_limit = files, memory_limit
 

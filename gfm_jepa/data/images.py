@@ -24,7 +24,12 @@ class ImageFiles(Dataset[Sample]):
         labels: N labels; None where there are none.
         size: Side, pixels, to which the shorter side is resized before the middle is cut out; by
             default images stay as they are.
+
+    Attributes:
+        gsd: Metres per pixel of all samples, if they say so.
     """
+
+    gsd: float | None = None
 
     def __init__(
         self, files: Sequence[Path], labels: Sequence[int] | None = None, size: int | None = None
@@ -38,9 +43,8 @@ class ImageFiles(Dataset[Sample]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return ``rgb`` (3, H, W), float32 in 0..255, and ``label``, if there are labels."""
-        sample = {'rgb': self.read(index).float()}
-        return sample if self.labels is None else {**sample, 'label': self.labels[index]}
+        """Return ``rgb`` (3, H, W), 0..255, and what is known of ``label`` and ``gsd``."""
+        return _sample(self.read(index), self.labels, index, self.gsd)
 
     def read(self, index: int) -> Tensor:
         """Decode an image: (3, H, W) uint8."""
@@ -60,7 +64,12 @@ class ImageArray(Dataset[Sample]):
     Args:
         images: (N, 3, H, W) uint8.
         labels: (N,) int64, or None.
+
+    Attributes:
+        gsd: Metres per pixel of all samples, if they say so.
     """
+
+    gsd: float | None = None
 
     def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
         self.images, self.labels = images, labels
@@ -70,9 +79,8 @@ class ImageArray(Dataset[Sample]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return ``rgb`` (3, H, W), float32 in 0..255, and ``label``, if there are labels."""
-        sample = {'rgb': self.images[index].float()}
-        return sample if self.labels is None else {**sample, 'label': self.labels[index]}
+        """Return ``rgb`` (3, H, W), 0..255, and what is known of ``label`` and ``gsd``."""
+        return _sample(self.images[index], self.labels, index, self.gsd)
 
     def read(self, index: int) -> Tensor:
         """Return an image: (3, H, W) uint8."""
@@ -82,13 +90,25 @@ class ImageArray(Dataset[Sample]):
 type Images = ImageFiles | ImageArray
 
 
+def _sample(image: Tensor, labels: Tensor | None, index: int, gsd: float | None) -> Sample:
+    """An image as a sample."""
+    sample: Sample = {'rgb': image.float()}
+    if labels is not None:
+        sample['label'] = labels[index]
+    if gsd is not None:
+        sample['gsd'] = {'rgb': gsd}
+    return sample
+
+
 def in_memory(files: ImageFiles) -> ImageArray:
     """Decode all images once; they must be resized to one size."""
     assert files.size is not None
     images = torch.empty(len(files), 3, files.size, files.size, dtype=torch.uint8)
     for row, _ in enumerate(with_progress(files.files, 'Decoding images')):
         images[row] = files.read(row)
-    return ImageArray(images, files.labels)
+    array = ImageArray(images, files.labels)
+    array.gsd = files.gsd
+    return array
 
 
 def image_statistics(dataset: Images, source: str, most: int = 2000) -> Modality:
