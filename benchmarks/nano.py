@@ -14,6 +14,11 @@ import sys
 from pathlib import Path
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
+# Folders of rasters by what they are laid out as; Taizhou is for research only, and left out.
+GROUPS = {
+    'terramesh_*': 'places', 'eolearn_*': 'places',
+    'sentinel2': 'scenes', 'naip': 'scenes', 'landsat8': 'scenes',
+}  # fmt: skip
 
 
 def link(target: Path, place: Path) -> None:
@@ -33,6 +38,10 @@ def lay_out(data: Path, output: Path) -> None:
         if not image.is_file():
             raise SystemExit(f'{image} is not there, but the train list names it.')
         link(image, output / 'data' / 'uc_merced_train' / 'train' / label / name)
+    link(data / 'eurosat_ms', output / 'data' / 'eurosat_ms')
+    for pattern, group in GROUPS.items():
+        for folder in sorted((data / 'rasters').glob(pattern)):
+            link(folder, output / 'data' / group / folder.name)
 
 
 def fit(config: str, output: Path) -> None:

@@ -82,10 +82,8 @@ def rows_of(variant: str, minutes: float, seed: int, root: str) -> list[Row]:
 
 def said(row: Row) -> str:
     """A row in words."""
-    return (
-        f'{row["variant"]}, {row["features"]}: kNN-5 {row["knn5"]:.4f}, linear {row["linear"]:.4f}; '
-        f'back {row["knn5_back"]:.4f}, {row["linear_back"]:.4f}'
-    )
+    scores = ', '.join(f'{c} {row[c]}' for c in ('knn5', 'linear', 'knn5_back', 'linear_back'))
+    return f'{row["variant"]}, {row["features"]}: {scores}'
 
 
 def main() -> None:

@@ -21,21 +21,29 @@ class Match:
 
     Attributes:
         modality: As the new encoder has it.
-        copied: Its bands whose filters and statistics are the trained ones.
+        copied: Its bands whose filters are trained ones, with the trained bands they are of.
         new: Its bands whose filters are fresh.
+        source: The trained modality that the patch embedder is of; another one for a new sensor
+            that shares colours with it; None if all is fresh.
     """
 
     modality: Modality
-    copied: tuple[str, ...]
+    copied: Mapping[str, str]
     new: tuple[str, ...]
+    source: str | None
 
 
 def match_bands(
     encoder: Encoder,
     bands: Mapping[str, Sequence[str]] | None,
     modalities: Sequence[ModalitySpec] | None,
+    stem: str | Mapping[str, str] | None = None,
 ) -> tuple[Encoder, list[Match]]:
     """Build an encoder of other bands or modalities around a trained trunk.
+
+    A new sensor whose bands share common names (``red``) with a trained modality of the same kind
+    of stem starts from that one's patch embedder: these bands with its filters, all others with 0.
+    Any other new sensor starts from nothing.
 
     Args:
         encoder: The trained one.
@@ -43,6 +51,7 @@ def match_bands(
         modalities: Which modalities to take; all trained ones by default. A name is the trained
             modality; a mapping or `Modality` of a trained name may have other bands; any other
             name is a new sensor.
+        stem: Of new sensors; as most of the trained ones have it by default.
 
     Returns:
         The new encoder, in eval mode, and what was copied, per modality.
@@ -64,8 +73,9 @@ def match_bands(
                 f'modalities=[...].'
             )
         wanted[name] = pick_bands(wanted[name], picked)
-    matches = [_match(m, trained.get(m.name)) for m in wanted.values()]
-    return _rebuild(encoder, matches).eval(), matches
+    stems = {m: _stem_of(encoder, m, stem) for m in wanted}
+    matches = [_match(m, encoder, stems[m.name]) for m in wanted.values()]
+    return _rebuild(encoder, matches, stems).eval(), matches
 
 
 def pick_bands(modality: Modality, bands: Sequence[str]) -> Modality:
@@ -85,7 +95,10 @@ def pick_bands(modality: Modality, bands: Sequence[str]) -> Modality:
 def format_matches(matches: Sequence[Match]) -> str:
     """A table of what was copied and what is new."""
     rows = [('modality', 'copied', 'new')]
-    rows += [(m.modality.name, ' '.join(m.copied) or '-', ' '.join(m.new) or '-') for m in matches]
+    for m in matches:
+        name = m.modality.name
+        title = name if m.source in (name, None) else f'{name} (from {m.source})'
+        rows.append((title, ' '.join(m.copied) or '-', ' '.join(m.new) or '-'))
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     return '\n'.join(f'{a:<{widths[0]}}  {b:<{widths[1]}}  {c}'.rstrip() for a, b, c in rows)
 
@@ -145,32 +158,68 @@ def _with_statistics(modality: Modality, trained: Modality) -> Modality:
     return replace(modality, mean=tuple(mean), std=tuple(std))
 
 
-def _match(modality: Modality, trained: Modality | None) -> Match:
-    known = trained.bands if trained else ()
-    return Match(
-        modality,
-        tuple(b for b in modality.bands if b in known),
-        tuple(b for b in modality.bands if b not in known),
-    )
+def _match(modality: Modality, encoder: Encoder, stem: str) -> Match:
+    """Find the trained filters of a modality's bands."""
+    source, copied = None, {}
+    if modality.name in encoder.modalities:
+        source, known = modality.name, encoder.modalities[modality.name].bands
+        copied = {b: b for b in modality.bands if b in known}
+    else:
+        kind = (stem, _new_patch_size(encoder))
+        for name, trained in encoder.modalities.items():
+            shared = _same_colours(modality, trained)
+            own = (encoder.stems[name], encoder.patch_sizes[name])
+            if own == kind and len(shared) > len(copied):
+                source, copied = name, shared
+    return Match(modality, copied, tuple(b for b in modality.bands if b not in copied), source)
 
 
-def _rebuild(encoder: Encoder, matches: Sequence[Match]) -> Encoder:
+def _same_colours(modality: Modality, trained: Modality) -> dict[str, str]:
+    """Bands of a modality with those of a trained one that have the same common name."""
+    known = {colour: band for band, colour in _colours(trained).items()}
+    return {b: known[c] for b, c in _colours(modality).items() if c in known}
+
+
+def _colours(modality: Modality) -> dict[str, str]:
+    """Common name by band; where none are stated, a band may be called by one (``red``)."""
+    if modality.common_names:
+        pairs = zip(modality.bands, modality.common_names, strict=True)
+        return {band: name for band, name in pairs if name}
+    known = {name for m in MODALITIES.values() for name in m.common_names}
+    return {band: band for band in modality.bands if band in known}
+
+
+def _stem_of(encoder: Encoder, name: str, wanted: str | Mapping[str, str] | None) -> str:
+    """The kind of stem of a trained modality, or of a new one."""
+    stems = encoder.stems
+    if name in stems:
+        return stems[name]
+    if isinstance(wanted, Mapping):
+        wanted = wanted.get(name)
+    return wanted or max(stems.values(), key=list(stems.values()).count)
+
+
+def _new_patch_size(encoder: Encoder) -> int:
+    """Of a new sensor."""
+    return min(encoder.patch_sizes.values())
+
+
+def _rebuild(encoder: Encoder, matches: Sequence[Match], stems: Mapping[str, str]) -> Encoder:
     """The same trunk with other patch embedders."""
-    sizes = encoder.patch_sizes
-    fresh = min(sizes.values())  # of a new sensor
+    sizes, fresh = encoder.patch_sizes, _new_patch_size(encoder)
     new = Encoder.from_config(
         {
             **encoder.config,
             'modalities': [m.modality for m in matches],
             'patch_size': {m.modality.name: sizes.get(m.modality.name, fresh) for m in matches},
+            'stem': stems if len(set(stems.values())) > 1 else next(iter(stems.values())),
         }
     )
     new.blocks.load_state_dict(encoder.blocks.state_dict())
     new.norm.load_state_dict(encoder.norm.state_dict())
     for match in matches:
-        name = match.modality.name
-        if name in encoder.modalities:
-            _copy_embedder(encoder.embedder(name), new.embedder(name), match)
+        if match.source is not None:
+            _copy_embedder(encoder.embedder(match.source), new.embedder(match.modality.name), match)
     return new
 
 
@@ -179,9 +228,11 @@ def _copy_embedder(old: PatchEmbed, new: PatchEmbed, match: Match) -> None:
     """Copy everything but the input filters as it is, and these band by band."""
     first = _first_layer(new)
     filters = first.weight.clone()
+    if match.source != match.modality.name:
+        filters.zero_()  # what the trained layers have never seen should not disturb them
     source = _first_layer(old).weight
-    for band in match.copied:
-        to, at = new.modality.bands.index(band), old.modality.bands.index(band)
+    for band, trained in match.copied.items():
+        to, at = new.modality.bands.index(band), old.modality.bands.index(trained)
         filters[:, to] = source[:, at]
     state: dict[str, Tensor] = old.state_dict()
     key = next(k for k, v in new.named_parameters() if v is first.weight)

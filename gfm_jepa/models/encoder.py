@@ -82,7 +82,8 @@ class Encoder(BaseEncoder):
         depth: Blocks of the trunk.
         num_heads: Attention heads.
         mlp_ratio: Hidden width of the MLPs over D.
-        stem: ``linear``, or ``conv`` (learns faster; not for masked methods).
+        stem: ``linear``, ``conv`` (learns faster; not for masked methods) or ``plain_conv`` (a conv
+            stem with fewer parameters); one for all, or one per modality name.
         drop_path_rate: Stochastic depth of the last block, rising linearly to it.
 
     Raises:
@@ -97,7 +98,7 @@ class Encoder(BaseEncoder):
         depth: int = 6,
         num_heads: int = 3,
         mlp_ratio: float = 4.0,
-        stem: str = 'linear',
+        stem: str | Mapping[str, str] = 'linear',
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
@@ -106,13 +107,8 @@ class Encoder(BaseEncoder):
             raise InputError(
                 f'embed_dim {embed_dim} should be a multiple of 4 and of num_heads {num_heads}.'
             )
-        sizes = (
-            dict(patch_size)
-            if isinstance(patch_size, Mapping)
-            else {m.name: patch_size for m in resolved}
-        )
-        if lacking := [m.name for m in resolved if m.name not in sizes]:
-            raise InputError(f'patch_size says nothing of {", ".join(lacking)}; add a number.')
+        sizes = _by_modality(patch_size, resolved, 'patch_size')
+        stems = _by_modality(stem, resolved, 'stem')
         self.config: dict[str, Any] = {
             'modalities': [m.to_dict() for m in resolved],
             'patch_size': sizes,
@@ -120,12 +116,12 @@ class Encoder(BaseEncoder):
             'depth': depth,
             'num_heads': num_heads,
             'mlp_ratio': mlp_ratio,
-            'stem': stem,
+            'stem': stem if isinstance(stem, str) else stems,
             'drop_path_rate': drop_path_rate,
         }
         self.embed_dim = embed_dim
         self.patch_embeds = nn.ModuleDict(
-            {m.name: PatchEmbed(m, embed_dim, sizes[m.name], stem) for m in resolved}
+            {m.name: PatchEmbed(m, embed_dim, sizes[m.name], stems[m.name]) for m in resolved}
         )
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
@@ -143,6 +139,12 @@ class Encoder(BaseEncoder):
     def patch_sizes(self) -> dict[str, int]:
         """Side of a patch, pixels, by modality."""
         return dict(self.config['patch_size'])
+
+    @property
+    def stems(self) -> dict[str, str]:
+        """The kind of stem, by modality."""
+        stem = self.config['stem']
+        return {name: stem if isinstance(stem, str) else stem[name] for name in self.patch_embeds}
 
     def check(self, batch: Batch) -> None:
         """Refuse a batch that it cannot embed; see `layout`."""
@@ -334,6 +336,17 @@ class Encoder(BaseEncoder):
         module = self.patch_embeds[name]
         assert isinstance(module, PatchEmbed)
         return module
+
+
+def _by_modality[T](
+    value: T | Mapping[str, T], modalities: Sequence[Modality], option: str
+) -> dict[str, T]:
+    """An option that is one for all, or one per modality name, as the latter."""
+    if not isinstance(value, Mapping):
+        return {m.name: value for m in modalities}
+    if lacking := [m.name for m in modalities if m.name not in value]:
+        raise InputError(f'{option} says nothing of {", ".join(lacking)}; add them.')
+    return {m.name: value[m.name] for m in modalities}
 
 
 def one_by_one(x: Tensor) -> Tensor:

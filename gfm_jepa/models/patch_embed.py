@@ -118,6 +118,7 @@ class ConvStem(nn.Module):
     """
 
     leaks = True
+    residual = True  # whether there are residual convolutions
 
     def __init__(self, in_channels: int, embed_dim: int, patch_size: int) -> None:
         super().__init__()
@@ -135,7 +136,7 @@ class ConvStem(nn.Module):
                 nn.Sequential(
                     nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False),
                     nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-                    ResidualConvs(width) if i else nn.Identity(),
+                    ResidualConvs(width) if i and self.residual else nn.Identity(),
                 )
             )  # fmt: skip
             before = width
@@ -155,7 +156,15 @@ class ConvStem(nn.Module):
         return tokens
 
 
-STEMS: dict[str, type[LinearStem] | type[ConvStem]] = {'linear': LinearStem, 'conv': ConvStem}
+class PlainConvStem(ConvStem):
+    """The conv stem of the source: a fifth of the parameters, for sensors with little data."""
+
+    residual = False
+
+
+STEMS: dict[str, type[LinearStem] | type[ConvStem]] = {
+    'linear': LinearStem, 'conv': ConvStem, 'plain_conv': PlainConvStem,
+}  # fmt: skip
 
 
 class PatchEmbed(nn.Module):
@@ -167,7 +176,7 @@ class PatchEmbed(nn.Module):
         modality: What the raster holds; its statistics are required.
         embed_dim: D, a multiple of 4.
         patch_size: Side of a patch, pixels.
-        stem: ``linear`` or ``conv``.
+        stem: ``linear``, ``conv`` or ``plain_conv``.
         min_valid: Share of valid values below which a patch makes no token.
 
     Raises:

@@ -20,7 +20,7 @@ def build_encoder(
     preset: str,
     modalities: Sequence[Modality | str | Mapping[str, Any]],
     patch_size: int | Mapping[str, int] = 8,
-    stem: str = 'linear',
+    stem: str | Mapping[str, str] = 'linear',
     drop_path_rate: float = 0.0,
 ) -> Encoder:
     """Build an encoder of a named size.
@@ -29,7 +29,7 @@ def build_encoder(
         preset: ``nano``, ``tiny``, ``small``, ``base`` or ``large``.
         modalities: As for `Encoder`.
         patch_size: Side of a patch, pixels; one for all, or one per modality name.
-        stem: ``linear`` or ``conv``.
+        stem: ``linear``, ``conv`` or ``plain_conv``; one for all, or one per modality name.
         drop_path_rate: Stochastic depth of the last block.
 
     Raises:

@@ -203,7 +203,9 @@ def _make(
 ) -> RawVisionTransformer:
     """Build, and load before timm wraps or prunes anything."""
     options.pop('dynamic_img_size', None)  # it always is
-    embed = PatchEmbed(modality, config['embed_dim'], patch_size, config['stem'])
+    stems = config['stem']
+    stem = stems if isinstance(stems, str) else stems.get(modality.name, 'plain_conv')
+    embed = PatchEmbed(modality, config['embed_dim'], patch_size, stem)
     model = RawVisionTransformer(embed, **{**_trunk(config), **options})
     if state is not None:
         _load(model, state)

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning_utilities.core.rank_zero import rank_zero_info
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -18,7 +19,10 @@ from torchgeo.tasks import BaseTask
 from ..errors import InputError
 from ..masks import Mask
 from ..metrics import effective_rank, embedding_std, gradient_norm, mean_cosine
-from ..models import BaseEncoder, TimmEncoder, build_encoder
+from ..models import BaseEncoder, Encoder, TimmEncoder, build_encoder
+from ..models.band_matching import format_matches, match_bands
+from ..models.hub import from_pretrained
+from ..models.patch_embed import STEMS
 from ..models.projectors import span_ranks
 from ..views import pick_dates
 
@@ -32,7 +36,8 @@ class EncoderConfig:
     Args:
         preset: ``nano``, ``tiny``, ``small``, ``base`` or ``large``.
         patch_size: Side of a patch, pixels; one for all, or one per modality name.
-        stem: ``linear``, or ``conv`` (not for masked methods: it leaks between patches).
+        stem: ``linear``; ``conv`` or ``plain_conv`` (not for masked methods: they leak between
+            patches); one for all, or one per modality name.
         drop_path_rate: Stochastic depth of the last block.
         backbone: Name of a timm model, such as ``resnet50`` or ``vit_small_patch16_224``, for the
             methods that compare views; null is our encoder, and only it heeds preset, patch_size
@@ -40,15 +45,20 @@ class EncoderConfig:
         small_images: Of a timm ResNet a stem of 3 x 3, stride 1 and no pooling, of a timm ViT
             patches of half the side: for images of 32 to 96 pixels.
         pretrained: Start from timm's published weights; fetched from the Hub.
+        start_from: Weights of ours to go on from, as `from_pretrained` takes them. They say the
+            sizes; modalities that they lack get new patch embedders, of kind `stem`.
+        freeze: Keep what those weights hold as it is, and train new patch embedders alone.
     """
 
     preset: str = 'nano'
     patch_size: int | dict[str, int] = 8
-    stem: str = 'linear'
+    stem: str | dict[str, str] = 'linear'
     drop_path_rate: float = 0.0
     backbone: str | None = None
     small_images: bool = False
     pretrained: bool = False
+    start_from: str | None = None
+    freeze: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,7 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
     monitor = 'val_knn5'
     mode = 'max'
     encoder: BaseEncoder
+    frozen: Sequence[nn.Module] = ()
 
     def __init__(
         self,
@@ -117,9 +128,36 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
                 f'encoder.{option} is for timm models; name one as encoder.backbone, or leave it '
                 f'out.'
             )
+        if c.start_from is not None:
+            self._start_from(c.start_from)
+            return
+        if c.freeze:
+            raise InputError('encoder.freeze keeps trained weights; name some: encoder.start_from.')
         self.encoder = build_encoder(
             c.preset, self.modality_specs, c.patch_size, c.stem, c.drop_path_rate
         )
+
+    def _start_from(self, source: str) -> None:
+        """Take trained weights, with new patch embedders where the data holds more than they."""
+        c, trained = self.encoder_config, from_pretrained(source)
+        if not isinstance(trained, Encoder):
+            raise InputError(f'encoder.start_from needs an encoder of ours, and {source} is none.')
+        self.encoder, matches = match_bands(trained, None, self.modality_specs, c.stem)
+        rank_zero_info(format_matches(matches))
+        if c.freeze:
+            kept = [self.encoder.embedder(n) for n in trained.modalities
+                    if n in self.encoder.modalities]  # fmt: skip
+            self.frozen = [*kept, self.encoder.blocks, self.encoder.norm]
+            for module in self.frozen:
+                module.requires_grad_(False)
+        self.encoder.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the mode; what is frozen stays in evaluation mode, its batch norms as they are."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     def require_tight_stem(self) -> None:
         """Refuse what does not keep patches apart: every masked method needs it.
@@ -127,13 +165,13 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         Raises:
             InputError: If the encoder is a timm model, or its stem leaks between patches.
         """
-        if self.encoder_config.backbone is not None:
+        if not isinstance(self.encoder, Encoder):
             raise InputError(
                 f"{type(self).__name__} hides tokens, and timm's {self.encoder_config.backbone} "
                 f'has none that could be dropped; take encoder.backbone=null, or LeJEPA, VICReg or '
                 f'SimSiam with it.'
             )
-        if self.encoder_config.stem == 'conv':
+        if any(STEMS[kind].leaks for kind in self.encoder.stems.values()):
             raise InputError(
                 'The conv stem shows a token the margin of its neighbours, so that masks would not '
                 'hide them; take encoder.stem=linear with this method.'

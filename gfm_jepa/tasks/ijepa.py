@@ -62,8 +62,8 @@ class IJEPA(PretrainTask):
 
     def configure_models(self) -> None:
         """Build the encoder, its EMA copy and the predictor."""
-        self.require_tight_stem()
         super().configure_models()
+        self.require_tight_stem()
         self.target_encoder = frozen_copy(self.encoder)
         self.predictor = Predictor(
             self.encoder.embed_dim, len(self.encoder.modalities), self.predictor_dim,

@@ -64,8 +64,8 @@ class LatentMIM(PretrainTask):
 
     def configure_models(self) -> None:
         """Build the encoder, the frozen projections and the predictor."""
-        self.require_tight_stem()
         super().configure_models()
+        self.require_tight_stem()
         self.target_embeds: nn.ModuleDict = frozen_copy(self.encoder.patch_embeds)
         dim, depth = self.predictor_dims
         self.predictor = Predictor(self.encoder.embed_dim, len(self.encoder.modalities), dim, depth)
