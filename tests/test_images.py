@@ -78,6 +78,13 @@ def test_class_folders_are_split_as_the_benchmark_does(classes, tmp_path):
     assert bright[0] < 100 < bright[1]
 
 
+def test_images_of_the_ground_say_their_gsd(classes):
+    data = ImageFolderDataModule(str(classes), 16, batch_size=3, gsd=0.6)
+    data.setup('fit')
+    for batch in (next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))):
+        assert batch['gsd'] == {'rgb': 0.6} and batch['rgb'].ndim == 4
+
+
 def test_images_are_resized_whole_and_cut_in_the_middle(tmp_path):
     pixels = np.zeros((20, 60, 3), dtype=np.uint8)
     pixels[:, 20:40] = 250

@@ -150,7 +150,7 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
             self.frozen = [*kept, self.encoder.blocks, self.encoder.norm]
             for module in self.frozen:
                 module.requires_grad_(False)
-        self.encoder.train()
+        self.train()
 
     def train(self, mode: bool = True) -> Self:
         """Switch the mode; what is frozen stays in evaluation mode, its batch norms as they are."""

@@ -1,0 +1,84 @@
+"""Runs that go on from trained weights: new sensors, a trunk that stays."""
+
+import pytest
+import torch
+from conftest import sensor
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+
+from gfm_jepa import InputError, from_pretrained, save_pretrained
+from gfm_jepa.models import Encoder
+from gfm_jepa.tasks import IJEPA, EncoderConfig, VICReg
+
+COLOURS = {'name': 'colours', 'bands': ['red', 'green', 'blue'], 'gsd': 10.0, 'unit': 'DN',
+           'mean': [1.0, 2.0, 3.0], 'std': [1.0, 2.0, 1.0]}  # fmt: skip
+WIDE = {'name': 'wide', 'bands': ['C1', 'C2', 'C3', 'C4'], 'gsd': 10.0, 'unit': 'DN',
+        'common_names': ['blue', 'nir', 'red', 'green'], 'mean': [3.0, 9.0, 1.0, 2.0],
+        'std': [1.0, 5.0, 1.0, 2.0]}  # fmt: skip
+RELIEF = sensor('relief', 1)
+
+
+@pytest.fixture(params=['linear', 'conv'])
+def trained(request, tmp_path):
+    """A folder of an encoder of three colours."""
+    encoder = Encoder([COLOURS], 8, 32, 2, 2, stem=request.param).eval()
+    return encoder, save_pretrained(encoder, tmp_path / 'trained'), request.param
+
+
+def test_a_new_sensor_starts_from_the_colours_that_it_shares(trained, capsys):
+    encoder, folder, _ = trained
+    images = torch.rand(2, 3, 32, 32)
+    wide = torch.stack([images[:, 2], 99 * torch.rand(2, 32, 32), images[:, 0], images[:, 1]], 1)
+    new = from_pretrained(folder, modalities=['colours', WIDE, RELIEF])
+    table = [' '.join(line.split()) for line in capsys.readouterr().err.splitlines()]
+    assert table[2:] == ['wide (from colours) C1 C3 C4 C2', 'relief - B1']
+    assert torch.allclose(new({'wide': wide}), encoder({'colours': images}), atol=1e-5)
+    assert torch.equal(new({'colours': images}), encoder({'colours': images}))
+
+
+@pytest.mark.filterwarnings('ignore:You defined a `validation_step`')
+@pytest.mark.filterwarnings('ignore:.*does not have many workers')
+def test_what_is_frozen_stays_and_the_new_learns(trained):
+    _, folder, stem = trained
+    config = EncoderConfig(stem=stem, start_from=str(folder), freeze=True)
+    task = VICReg([COLOURS, WIDE, RELIEF.to_dict()], config, expander_dims=(16,))
+    before = {k: v.clone() for k, v in task.encoder.state_dict().items()}
+    bands = {'colours': 3, 'wide': 4, 'relief': 1}
+    samples = [{k: torch.rand(n, 32, 32) for k, n in bands.items()} for _ in range(8)]
+    trainer = Trainer(
+        max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, accelerator='cpu', log_every_n_steps=1,
+    )  # fmt: skip
+    trainer.fit(task, DataLoader(samples, 4))
+    changed = {k for k, v in task.encoder.state_dict().items() if not torch.equal(v, before[k])}
+    assert {k.split('.')[1] for k in changed} == {'wide', 'relief'}
+
+
+def test_without_freeze_all_of_it_learns(trained):
+    _, folder, stem = trained
+    task = VICReg([COLOURS], EncoderConfig(stem=stem, start_from=str(folder)), expander_dims=(16,))
+    assert all(p.requires_grad for p in task.encoder.parameters()) and task.encoder.training
+
+
+def test_starts_that_cannot_be(trained):
+    _, folder, stem = trained
+    with pytest.raises(InputError, match='keeps trained weights; name some'):
+        VICReg([COLOURS], EncoderConfig(stem=stem, freeze=True))
+    with pytest.raises(InputError, match='There are no weights at'):
+        VICReg([COLOURS], EncoderConfig(start_from=str(folder / 'nothing')))
+    if stem == 'conv':  # what leaks is what was loaded, whatever the config calls it
+        with pytest.raises(InputError, match='shows a token the margin'):
+            IJEPA([COLOURS], EncoderConfig(stem='linear', start_from=str(folder)))
+
+
+def test_kinds_of_stem_by_modality(tmp_path):
+    stems = {'colours': 'conv', 'relief': 'plain_conv'}
+    encoder = Encoder([COLOURS, RELIEF], 8, 32, 2, 2, stem=stems).eval()
+    sizes = {n: sum(p.numel() for p in encoder.embedder(n).parameters()) for n in stems}
+    assert sizes['relief'] < sizes['colours'] / 2
+    again = from_pretrained(save_pretrained(encoder, tmp_path / 'both'))
+    batch = {'colours': torch.rand(2, 3, 32, 32), 'relief': torch.rand(2, 1, 32, 32)}
+    assert torch.equal(again(batch), encoder(batch)) and again.stems == stems
+    assert again.forward_depths(batch).isfinite().all()
+    with pytest.raises(InputError, match='stem says nothing of relief'):
+        Encoder([COLOURS, RELIEF], 8, 32, 2, 2, stem={'colours': 'conv'})
