@@ -37,7 +37,7 @@ def test_a_new_sensor_starts_from_the_colours_that_it_shares(trained, capsys):
 
 
 @pytest.mark.filterwarnings('ignore:You defined a `validation_step`')
-@pytest.mark.filterwarnings('ignore:.*does not have many workers')
+@pytest.mark.filterwarnings('ignore:Found .* in eval mode')  # and meant to be
 def test_what_is_frozen_stays_and_the_new_learns(trained):
     _, folder, stem = trained
     config = EncoderConfig(stem=stem, start_from=str(folder), freeze=True)
