@@ -270,6 +270,7 @@ def _publish(words: list[str]) -> None:
     parser.add_argument('--rows', type=Path, help='JSON of gfm-jepa probe --output')
     parser.add_argument('--tag', help='of the commit, such as v1')
     parser.add_argument('--private', action='store_true', help='make a new repository private')
+    parser.add_argument('--half', action='store_true', help='store matrices as float16')
     args = parser.parse_args(words)
     from .models.model_card import CardFacts
     from .models.publishing import publish, read_rows
@@ -278,7 +279,7 @@ def _publish(words: list[str]) -> None:
         args.license, args.data, args.datasets, args.compute, args.limits or CardFacts.limits,
         read_rows(args.rows) if args.rows else (),
     )  # fmt: skip
-    where = publish(args.weights, args.repo, facts, args.dry_run, args.tag, args.private)
+    where = publish(args.weights, args.repo, facts, args.dry_run, args.tag, args.private, args.half)
     print(f'{"written" if args.dry_run else "published"}: {where}')
 
 

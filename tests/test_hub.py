@@ -213,6 +213,18 @@ def test_dry_run_writes_all_of_it_and_uploads_nothing(hub, tmp_path, capfd):
     assert tensors.keys() == encoder_of().state_dict().keys()
 
 
+def test_half_the_size_holds_what_it_embeds(tmp_path):
+    folder = save_pretrained(encoder_of(), tmp_path / 'saved')
+    assert main(['publish', str(folder), 'org/name', '--dry-run', 'out', '--half']) == 0
+    sizes = [(f / 'model.safetensors').stat().st_size for f in (folder, tmp_path / 'out')]
+    assert sizes[1] < 0.6 * sizes[0]
+    encoder = from_pretrained('out')
+    assert {v.dtype for v in encoder.state_dict().values()} <= {torch.float32, torch.int64}
+    assert verify_golden(encoder, 'out') < 1e-5
+    images = {'radar': torch.rand(2, 2, 32, 32)}
+    assert 0 < (encoder(images) - from_pretrained(folder)(images)).abs().max() < 1e-2
+
+
 def test_a_checkpoint_tells_its_run_and_nothing_of_the_optimizer(tmp_path, write_raster, capfd):
     write_raster(tmp_path / 'drone/a.tif', 2, names=['red', 'nir'], gsd=2.0)
     stats = ['stats', str(tmp_path), '--name', 'drone', '--unit', 'DN', '-o', 'drone.yaml']

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ..bundled import bundled_folder, bundled_sentence
 from ..errors import InputError
@@ -109,12 +110,25 @@ def save_pretrained(encoder: BaseEncoder, folder: str | os.PathLike[str]) -> Pat
     return folder
 
 
-def write_encoder(encoder: BaseEncoder, folder: Path) -> None:
-    """Write config.json and model.safetensors into a folder that is there."""
+def write_encoder(encoder: BaseEncoder, folder: Path, half: bool = False) -> None:
+    """Write config.json and model.safetensors into a folder that is there.
+
+    Args:
+        encoder: What to write.
+        folder: Where to.
+        half: Store matrices as float16, which halves the file. Loading gives float32 again.
+    """
     state = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
+    if half:
+        state = {k: v.half() if is_matrix(v) else v for k, v in state.items()}
     save_file(state, folder / WEIGHTS, metadata={'format': 'pt'})
     config = {'class': type(encoder).__name__, **encoder.config}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + '\n')
+
+
+def is_matrix(value: Tensor) -> bool:
+    """Whether a tensor is one of the large ones; statistics, biases and norms are small."""
+    return value.ndim > 1 and value.is_floating_point() and value.numel() > 256
 
 
 def _say(text: str) -> None:

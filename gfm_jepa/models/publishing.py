@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
 from ..errors import InputError
 from .base import BaseEncoder
 from .golden import verify_golden, write_golden
-from .hub import from_pretrained, load_checkpoint, write_encoder
+from .hub import from_pretrained, is_matrix, load_checkpoint, write_encoder
 from .model_card import CardFacts, model_card
 from .weight_files import CARD, read_json, replace_folder
 
@@ -39,6 +40,7 @@ def publish(
     dry_run: Path | None = None,
     tag: str | None = None,
     private: bool = False,
+    half: bool = False,
 ) -> str:
     """Write a release of an encoder, and upload it.
 
@@ -49,6 +51,7 @@ def publish(
         dry_run: Folder to write instead of uploading anything.
         tag: Of the new commit, such as ``v1``.
         private: Make a new repository private.
+        half: Round matrices to float16 and store them so: half the size.
 
     Returns:
         Where it is: the folder, or the address on the Hub and the commit.
@@ -60,6 +63,10 @@ def publish(
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo_id):
         raise InputError(f'{repo_id!r} should be a name on the Hub, such as org/name.')
     encoder = from_pretrained(source)
+    if half:  # the golden embeddings are those of the rounded weights
+        with torch.no_grad():
+            for value in filter(is_matrix, encoder.state_dict().values()):
+                value.copy_(value.half())
     run = describe_run(Path(source)) if Path(source).is_file() else {}
     parent = None
     if dry_run is not None:
@@ -68,20 +75,26 @@ def publish(
     with tempfile.TemporaryDirectory(dir=parent) as temporary:
         release = Path(temporary) / 'release'
         release.mkdir()
-        write_release(encoder, release, model_card(encoder, repo_id, facts, run))
+        write_release(encoder, release, model_card(encoder, repo_id, facts, run), half)
         if dry_run is None:
             return _upload(release, repo_id, tag, private)
         replace_folder(release, dry_run)
         return str(dry_run)
 
 
-def write_release(encoder: BaseEncoder, folder: Path, card: str) -> None:
+def write_release(encoder: BaseEncoder, folder: Path, card: str, half: bool = False) -> None:
     """Write the four files, and see whether they load to the same embeddings.
+
+    Args:
+        encoder: What to write.
+        folder: Where to.
+        card: Its model card.
+        half: Store matrices as float16; theirs must be such values already.
 
     Raises:
         InputError: If they hold something private, or do not load.
     """
-    write_encoder(encoder, folder)
+    write_encoder(encoder, folder, half)
     (folder / CARD).write_text(card)
     write_golden(encoder, folder)
     for path in sorted(folder.iterdir()):
