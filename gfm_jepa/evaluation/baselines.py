@@ -123,8 +123,10 @@ def random_init(encoder: BaseEncoder, seed: int = 0) -> BaseEncoder:
     """Build the same architecture with new random weights, in evaluation mode.
 
     Normalisation is part of the architecture and stays. The global random state does not change.
+    A readout is left out: it is fitted to the weights that it stands behind.
     """
+    config = {k: v for k, v in encoder.config.items() if k != 'readout'}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        copy = type(encoder).from_config(encoder.config)
+        copy = type(encoder).from_config(config)
     return copy.to(next(encoder.parameters()).device).eval()

@@ -212,7 +212,9 @@ def _embeds(
         yield 'image statistics', 'statistics', ImageStatistics(benchmark.modality)
         yield 'RCF-512', 'rcf', RandomConvolutions(benchmark.train, benchmark.modality)
         twin = random_init(encoder, seed)
-        yield 'random init', features, EncoderFeatures(twin, name, benchmark, features)
+        # What a readout is made of, where the weights have one: the twin has none to fit.
+        kind = 'depths' if twin.num_features != encoder.num_features else features
+        yield 'random init', kind, EncoderFeatures(twin, name, benchmark, kind)
 
 
 def _outcome(

@@ -217,6 +217,8 @@ def _rebuild(encoder: Encoder, matches: Sequence[Match], stems: Mapping[str, str
     )
     new.blocks.load_state_dict(encoder.blocks.state_dict())
     new.norm.load_state_dict(encoder.norm.state_dict())
+    if encoder.readout is not None and new.readout is not None:
+        new.readout.load_state_dict(encoder.readout.state_dict())
     for match in matches:
         if match.source is not None:
             _copy_embedder(encoder.embedder(match.source), new.embedder(match.modality.name), match)

@@ -17,12 +17,14 @@ class BaseEncoder(nn.Module, ABC):
 
     Attributes:
         config: Plain values, from which `from_config` builds the same encoder with new weights.
-        embed_dim: Width D of the embedding.
+        embed_dim: Width D of the tokens.
+        num_features: Width of the embedding.
         revision: Commit on the Hub of which `from_pretrained` took the weights, else None.
     """
 
     config: dict[str, Any]
     embed_dim: int
+    num_features: int
     revision: str | None = None
 
     @classmethod

@@ -14,6 +14,8 @@ from ..modalities import Modality, resolve_all
 from .base import BaseEncoder, Batch
 from .patch_embed import PatchEmbed, order_encoding
 
+NUM_DEPTHS = 3  # blocks whose tokens `forward_depths` pools by default
+
 
 @dataclass(frozen=True)
 class TokenLayout:
@@ -85,6 +87,11 @@ class Encoder(BaseEncoder):
         stem: ``linear``, ``conv`` (learns faster; not for masked methods) or ``plain_conv`` (a conv
             stem with fewer parameters); one for all, or one per modality name.
         drop_path_rate: Stochastic depth of the last block, rising linearly to it.
+        readout: Width of the embedding, a linear map of `forward_depths` that
+            `gfm_jepa.evaluation.readouts` fits; by default it is the mean over tokens.
+
+    Attributes:
+        num_features: Width of the embedding: readout, or D.
 
     Raises:
         InputError: If a modality is unknown or lacks statistics, or widths do not divide.
@@ -100,6 +107,7 @@ class Encoder(BaseEncoder):
         mlp_ratio: float = 4.0,
         stem: str | Mapping[str, str] = 'linear',
         drop_path_rate: float = 0.0,
+        readout: int | None = None,
     ) -> None:
         super().__init__()
         resolved = resolve_all(modalities)
@@ -118,8 +126,10 @@ class Encoder(BaseEncoder):
             'mlp_ratio': mlp_ratio,
             'stem': stem if isinstance(stem, str) else stems,
             'drop_path_rate': drop_path_rate,
+            'readout': readout,
         }
         self.embed_dim = embed_dim
+        self.num_features = readout or embed_dim
         self.patch_embeds = nn.ModuleDict(
             {m.name: PatchEmbed(m, embed_dim, sizes[m.name], stems[m.name]) for m in resolved}
         )
@@ -128,6 +138,7 @@ class Encoder(BaseEncoder):
             Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate) for rate in rates
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.readout = nn.Linear(self.depths_dim, readout) if readout else None
         self.apply(_init_linear)
 
     @property
@@ -212,13 +223,36 @@ class Encoder(BaseEncoder):
         ]
         return torch.cat(signals, dim=1)
 
-    def embed_patches(self, batch: Batch) -> tuple[Tensor, Tensor, TokenLayout]:
-        """Tokens before the trunk: (B, N, D), valid (B, N), and their layout."""
+    @property
+    def statistics_dim(self) -> int:
+        """S: width of the statistics of the stems, 0 unless those of all modalities are alike."""
+        widths = {self.embedder(name).statistics_dim for name in self.patch_embeds}
+        return widths.pop() if len(widths) == 1 else 0
+
+    @property
+    def depths_dim(self) -> int:
+        """Width of `forward_depths` with its default number of depths."""
+        return (min(NUM_DEPTHS, len(self.blocks)) + 1) * self.embed_dim + self.statistics_dim
+
+    def embed_patches(
+        self, batch: Batch, statistics: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, TokenLayout]:
+        """Tokens before the trunk: (B, N, D), valid (B, N), and their layout.
+
+        Args:
+            batch: As in `forward`.
+            statistics: Takes up those of the stem (B, T, S) of each modality, if given.
+        """
         layout, rasters = self.layout(batch), self.rasters(batch)
         tokens, valid = [], []
         for name in layout.names:
-            x = rasters[name]
-            embedded, there = self.embedder(name)(one_by_one(x), _gsd(batch, name))
+            x, embed = rasters[name], self.embedder(name)
+            if statistics is None:
+                embedded, there = embed.project(one_by_one(x))
+            else:
+                embedded, there, found = embed.describe(one_by_one(x))
+                statistics.append(by_date(x, found.unsqueeze(1)))
+            embedded = embedded + embed.place(embed.grid(tuple(x.shape)), _gsd(batch, name))
             tokens.append(by_date(x, embedded))
             valid.append(by_date(x, there))
         joined = torch.cat(tokens, dim=1)
@@ -227,7 +261,11 @@ class Encoder(BaseEncoder):
         return joined, torch.cat(valid, dim=1), layout
 
     def forward_tokens(
-        self, batch: Batch, keep_ids: Tensor | None = None, num_depths: int = 0
+        self,
+        batch: Batch,
+        keep_ids: Tensor | None = None,
+        num_depths: int = 0,
+        statistics: list[Tensor] | None = None,
     ) -> Tokens:
         """Run the trunk over the tokens that are there.
 
@@ -236,11 +274,12 @@ class Encoder(BaseEncoder):
                 with dates in their order, whose tokens follow each other.
             keep_ids: (B, K) indices of the tokens to keep, -1 for none; all by default.
             num_depths: How many blocks before the last to keep the output of.
+            statistics: As in `embed_patches`.
 
         Returns:
             The tokens. Nothing is computed from tokens that are not there or not kept.
         """
-        tokens, valid, layout = self.embed_patches(batch)
+        tokens, valid, layout = self.embed_patches(batch, statistics)
         ids = torch.arange(valid.shape[1], device=valid.device).expand(valid.shape)
         if keep_ids is not None:
             ids = keep_ids
@@ -263,47 +302,44 @@ class Encoder(BaseEncoder):
         return Tokens(self.norm(tokens), valid, ids, layout, tuple(depths))
 
     def forward(self, batch: Batch, keep_ids: Tensor | None = None) -> Tensor:
-        """Embed a batch: the mean over the tokens that are there.
+        """Embed a batch: the mean over the tokens that are there, or the readout.
 
         Args:
             batch: Rasters (B, C, H, W) by modality, raw units, NaN = not there; any subset of the
                 modalities. A single-modality encoder accepts torchgeo's key ``image``.
-            keep_ids: (B, K) indices of the tokens to use.
+            keep_ids: (B, K) indices of the tokens to use; not with a readout.
 
         Returns:
-            (B, D); NaN for a sample without a single valid patch.
+            (B, num_features); NaN for a sample without a single valid patch.
 
         Raises:
             InputError: If no modality fits, band counts or sizes are wrong.
         """
+        if self.readout is not None:
+            if keep_ids is not None:
+                raise InputError(
+                    'A readout takes all tokens; leave keep_ids out, or call forward_tokens.'
+                )
+            embedding: Tensor = self.readout(self.forward_depths(batch))
+            return embedding
         tokens = self.forward_tokens(batch, keep_ids)
         return masked_mean(tokens.values, tokens.valid)
 
-    def forward_depths(self, batch: Batch, num_depths: int = 3) -> Tensor:
+    def forward_depths(self, batch: Batch, num_depths: int = NUM_DEPTHS) -> Tensor:
         """Embed a batch with several depths: richer features for probes.
 
         Returns:
             (B, (num_depths + 1) * D + S): the mean over tokens after each of the last `num_depths`
             blocks (the earlier ones layer-normed without parameters), then the standard deviation
-            over the tokens of the last; behind a conv stem, the statistics of its stages
-            (`PatchEmbed.stem_statistics`), averaged over the modalities and dates that are there.
+            over the tokens of the last; behind conv stems of one size, the statistics of their
+            stages (`PatchEmbed.describe`), averaged over the modalities and dates that are there.
         """
-        tokens = self.forward_tokens(batch, num_depths=num_depths - 1)
-        levels = [F.layer_norm(t, (self.embed_dim,)) for t in tokens.depths] + [tokens.values]
-        means = [masked_mean(t, tokens.valid) for t in levels]
-        spread = masked_mean((tokens.values - means[-1].unsqueeze(1)).square(), tokens.valid)
-        spread = (spread + 1e-12).sqrt()
-        return torch.cat([*means, spread, *self._stem_statistics(batch)], dim=1)
-
-    def _stem_statistics(self, batch: Batch) -> list[Tensor]:
-        """Statistics (B, S) of the conv stems, in a list that is empty without such a stem."""
-        found = []
-        for name, x in self.rasters(batch).items():
-            statistics = self.embedder(name).stem_statistics(one_by_one(x))
-            if statistics is not None:
-                found.append(by_date(x, statistics.unsqueeze(1)) if x.ndim == 5
-                             else statistics.unsqueeze(1))  # fmt: skip
-        return [torch.cat(found, dim=1).nanmean(dim=1)] if found else []
+        statistics: list[Tensor] = []
+        tokens = self.forward_tokens(batch, None, num_depths - 1, statistics)
+        pooled = pool_depths([*tokens.depths, tokens.values], tokens.valid)
+        if not self.statistics_dim:
+            return pooled
+        return torch.cat([pooled, torch.cat(statistics, dim=1).nanmean(dim=1)], dim=1)
 
     def forward_feature_map(self, batch: Batch, modality: str | None = None) -> Tensor:
         """Features on the token grid of one modality, informed by all that are there.
@@ -383,6 +419,24 @@ def masked_mean(tokens: Tensor, valid: Tensor) -> Tensor:
         return tokens.mean(dim=1)
     total = tokens.masked_fill(~valid.unsqueeze(-1), 0.0).sum(dim=1)
     return total / valid.sum(dim=1, keepdim=True)
+
+
+def pool_depths(levels: Sequence[Tensor], valid: Tensor) -> Tensor:
+    """Pool the tokens of several depths.
+
+    Args:
+        levels: Tokens (B, K, D) after some blocks, and last the trunk's own output.
+        valid: (B, K), True for a token that is there.
+
+    Returns:
+        (B, (L + 1) D): the mean of each of L levels, all but the last layer-normed, and the
+        standard deviation of the last.
+    """
+    width = (levels[-1].shape[-1],)
+    normed = [F.layer_norm(tokens, width) for tokens in levels[:-1]] + [levels[-1]]
+    means = [masked_mean(tokens, valid) for tokens in normed]
+    spread = masked_mean((levels[-1] - means[-1].unsqueeze(1)).square(), valid)
+    return torch.cat([*means, (spread + 1e-12).sqrt()], dim=1)
 
 
 def _gsd(batch: Batch, name: str) -> float | None:

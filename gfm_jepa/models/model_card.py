@@ -67,7 +67,7 @@ def model_card(encoder: BaseEncoder, repo_id: str, facts: CardFacts, run: Mappin
     name = repo_id.rpartition('/')[2]
     sections = {
         f'# {name}': f'An encoder of rasters with {parameters:,} parameters and embeddings of '
-        f'width {encoder.embed_dim}, pretrained without labels by gfm_jepa '
+        f'width {encoder.num_features}, pretrained without labels by gfm_jepa '
         f'{gfm_jepa.__version__}. Raw physical units go in; statistics are inside; NaN means "not '
         f'there".',
         '## How to load': _loading(encoder, repo_id),
@@ -102,7 +102,7 @@ def _loading(encoder: BaseEncoder, repo_id: str) -> str:
     return (
         f'```python\nimport gfm_jepa\n\nencoder = gfm_jepa.from_pretrained({repo_id!r})\n'
         f'embedding = encoder({{{name!r}: chips}})  # (B, {len(modality.bands)}, H, W) to '
-        f'(B, {encoder.embed_dim}); H and W multiples of {step}\n'
+        f'(B, {encoder.num_features}); H and W multiples of {step}\n'
         f'gfm_jepa.verify_golden(encoder, {repo_id!r})  # the same numbers as where it was made\n'
         f'```'
     )

@@ -129,6 +129,7 @@ class ConvStem(nn.Module):
                 f'power of two; got {patch_size}: take 4, 8 or 16, or the linear stem.'
             )
         self.stages = nn.ModuleList()
+        self.widths: list[int] = []  # of the responses
         before = in_channels
         for i in range(stages):
             width = max(embed_dim // 2 ** (stages - 1 - i), 16)
@@ -140,6 +141,7 @@ class ConvStem(nn.Module):
                 )
             )  # fmt: skip
             before = width
+            self.widths.append(width)
         self.project = nn.Conv2d(before, embed_dim, 1)
 
     def levels(self, x: Tensor) -> list[Tensor]:
@@ -150,10 +152,14 @@ class ConvStem(nn.Module):
             responses.append(x)
         return responses
 
+    def tokens(self, response: Tensor) -> Tensor:
+        """Map the response of the last stage to (B, N, D)."""
+        tokens: Tensor = self.project(response).flatten(2).transpose(1, 2)
+        return tokens
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, N, D)."""
-        tokens: Tensor = self.project(self.levels(x)[-1]).flatten(2).transpose(1, 2)
-        return tokens
+        return self.tokens(self.levels(x)[-1])
 
 
 class PlainConvStem(ConvStem):
@@ -244,31 +250,42 @@ class PatchEmbed(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The same without place and sensor: what a patch holds, wherever it lies."""
-        self.grid(tuple(x.shape))
-        self._check_unit(x)
-        complete = all_finite(x)
+        complete = self._look(x)
         return self.stem(self._normalise(x, complete)), self._valid_patches(x, complete)
 
-    def stem_statistics(self, x: Tensor) -> Tensor | None:
-        """What the stem answers before the trunk, pooled; None for a linear stem.
+    def describe(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `project`, and what the stem answers before the trunk, pooled.
 
         Returns:
-            (B, S): mean and standard deviation over the valid pixels of each response of each
-            stage; NaN for a sample without any.
+            tokens, valid, and (B, S): mean and standard deviation over the valid pixels of each
+            response of each stage of a conv stem; NaN for a sample without any, and S 0 for a
+            linear stem.
         """
         if not isinstance(self.stem, ConvStem):
-            return None
-        complete = all_finite(x)
+            return *self.project(x), x.new_empty(len(x), 0)
+        complete = self._look(x)
         there = x.isfinite().float().mean(dim=1, keepdim=True)
-        pooled = []
-        for response in self.stem.levels(self._normalise(x, complete)):
+        levels, pooled = self.stem.levels(self._normalise(x, complete)), []
+        for response in levels:
             weight = nn.functional.avg_pool2d(there, x.shape[-1] // response.shape[-1])
             weight = (weight >= self.min_valid).to(response)
             weight = weight / weight.sum(dim=(2, 3), keepdim=True)
             mean = (response * weight).sum(dim=(2, 3))
             square = (response.square() * weight).sum(dim=(2, 3))
             pooled += [mean, (square - mean.square()).clamp_min(1e-12).sqrt()]
-        return torch.cat(pooled, dim=1)
+        valid = self._valid_patches(x, complete)
+        return self.stem.tokens(levels[-1]), valid, torch.cat(pooled, dim=1)
+
+    @property
+    def statistics_dim(self) -> int:
+        """S of `describe`."""
+        return 2 * sum(self.stem.widths) if isinstance(self.stem, ConvStem) else 0
+
+    def _look(self, x: Tensor) -> bool:
+        """Refuse wrong shapes, warn of wrong units, and say whether no value is missing."""
+        self.grid(tuple(x.shape))
+        self._check_unit(x)
+        return all_finite(x)
 
     def _normalise(self, x: Tensor, complete: bool) -> Tensor:
         # One pass over the pixels, not two: (x - mean) / std.
@@ -312,7 +329,7 @@ class PatchEmbed(nn.Module):
         """Warn once when the values cannot be in the modality's unit."""
         if not self._warned and (problem := unit_problem(x, self.modality)):
             self._warned = True
-            warnings.warn(problem, stacklevel=4)
+            warnings.warn(problem, stacklevel=5)
 
 
 def unit_problem(x: Tensor, modality: Modality) -> str:

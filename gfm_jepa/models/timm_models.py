@@ -5,6 +5,7 @@ from copy import deepcopy
 from functools import partial
 from typing import Any
 
+import torch
 from timm.models import build_model_with_cfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from ..bundled import bundled_folder
 from ..errors import InputError
 from ..modalities import MODALITIES, Modality, resolve
 from .band_matching import ModalitySpec
-from .encoder import Encoder
+from .encoder import NUM_DEPTHS, Encoder, pool_depths
 from .hub import from_pretrained
 from .patch_embed import PatchEmbed
 from .presets import PRESETS
@@ -83,11 +84,16 @@ class RawVisionTransformer(VisionTransformer):  # type: ignore[misc]  # timm car
     Args:
         embed: The patch embedder of one modality.
         img_size: Nominal height and width, pixels.
+        readout: Width of the encoder's readout, which then stands before the head.
         options: Further arguments of timm's `VisionTransformer`.
     """
 
     def __init__(
-        self, embed: PatchEmbed, img_size: int | tuple[int, int] = 64, **options: Any
+        self,
+        embed: PatchEmbed,
+        img_size: int | tuple[int, int] = 64,
+        readout: int | None = None,
+        **options: Any,
     ) -> None:
         def embed_layer(**_: Any) -> RawPatchEmbed:  # timm passes what the embedder knows
             return RawPatchEmbed(embed, img_size)
@@ -97,6 +103,36 @@ class RawVisionTransformer(VisionTransformer):  # type: ignore[misc]  # timm car
             pos_embed='none', class_token=False, fc_norm=False, embed_layer=embed_layer,
         )  # fmt: skip
         self.dynamic_img_size = True
+        self.readout: nn.Linear | None = None
+        if readout:
+            depths = min(NUM_DEPTHS, len(self.blocks))
+            width = (depths + 1) * self.embed_dim + embed.statistics_dim
+            self.readout = nn.Linear(width, readout)
+            self.num_features = self.head_hidden_size = readout
+            self.reset_classifier(self.num_classes)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Give it a new head; timm's own does not know of a readout."""
+        super().reset_classifier(num_classes, global_pool)
+        if num_classes and self.readout is not None:
+            self.head = nn.Linear(self.readout.out_features, num_classes)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Map raw (B, C, H, W) to the head's outputs, or to the embedding without a head."""
+        if self.readout is None:
+            outputs: Tensor = super().forward(x, attn_mask)
+            return outputs
+        embed = self.patch_embed.embed
+        tokens, _, statistics = embed.describe(x)
+        tokens, levels = self.pos_drop(tokens + embed.place(embed.grid(tuple(x.shape)))), []
+        for block in self.blocks:
+            tokens = block(tokens)
+            levels.append(tokens)
+        levels = [*levels[-NUM_DEPTHS:-1], self.norm(tokens)]
+        everywhere = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        features = torch.cat([pool_depths(levels, everywhere), statistics], dim=1)
+        outputs = self.head(self.head_drop(self.readout(features)))
+        return outputs
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """Add the places on the ground, which are a formula and fit any grid, and the sensor."""
@@ -139,7 +175,7 @@ def to_timm(
     embed = encoder.embedder(modality)
     model = RawVisionTransformer(
         deepcopy(embed), img_size, in_chans=len(embed.modality.bands), num_classes=num_classes,
-        weight_init='skip', **_trunk(encoder.config),
+        weight_init='skip', readout=encoder.config['readout'], **_trunk(encoder.config),
     )  # fmt: skip
     if num_classes:
         nn.init.zeros_(model.head.weight)
@@ -206,7 +242,9 @@ def _make(
     stems = config['stem']
     stem = stems if isinstance(stems, str) else stems.get(modality.name, 'plain_conv')
     embed = PatchEmbed(modality, config['embed_dim'], patch_size, stem)
-    model = RawVisionTransformer(embed, **{**_trunk(config), **options})
+    model = RawVisionTransformer(
+        embed, readout=config.get('readout'), **{**_trunk(config), **options}
+    )
     if state is not None:
         _load(model, state)
     return model

@@ -50,7 +50,7 @@ class LeJEPA(ViewTask):
         super().configure_models()
         hidden, out = self.projector_dims
         self.projector = nn.Sequential(
-            nn.Linear(self.encoder.embed_dim, hidden), nn.BatchNorm1d(hidden), nn.GELU(),
+            nn.Linear(self.encoder.num_features, hidden), nn.BatchNorm1d(hidden), nn.GELU(),
             nn.Linear(hidden, hidden), nn.BatchNorm1d(hidden), nn.GELU(),
             nn.Linear(hidden, out),
         )  # fmt: skip

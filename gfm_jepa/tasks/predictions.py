@@ -47,7 +47,7 @@ class WriteEmbeddings(BasePredictionWriter):
         if trainer.world_size > 1:
             raise InputError('WriteEmbeddings runs in one process; set trainer.devices=1.')
         self.rasters = loader.dataset
-        dim = int(pl_module.encoder.embed_dim)  # type: ignore[union-attr,arg-type]
+        dim = int(pl_module.encoder.num_features)  # type: ignore[union-attr,arg-type]
         root = zarr.create_group(self._partial, overwrite=True)
         chip = self.rasters.chip_size
         self.arrays = []

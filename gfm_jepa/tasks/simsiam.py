@@ -55,7 +55,7 @@ class SimSiam(ViewTask):
         """Build the encoder, the projector and the predictor."""
         super().configure_models()
         width = self.projection_dim
-        self.projector = projector([self.encoder.embed_dim, width, width, width], last_norm=True)
+        self.projector = projector([self.encoder.num_features, width, width, width], last_norm=True)
         self.predictor = projector([width, self.bottleneck_dim, width])
 
     def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:

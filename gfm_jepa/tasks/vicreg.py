@@ -44,7 +44,7 @@ class VICReg(ViewTask):
     def configure_models(self) -> None:
         """Build the encoder and the expander."""
         super().configure_models()
-        self.projector = projector([self.encoder.embed_dim, *self.expander_dims])
+        self.projector = projector([self.encoder.num_features, *self.expander_dims])
 
     def configure_losses(self) -> None:
         """Build the loss."""
