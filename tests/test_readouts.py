@@ -57,6 +57,11 @@ def test_the_embedding_is_the_readout_and_comes_back(encoder, read, tmp_path):
     assert read(gone)[1].isnan().all() and read(gone)[0].isfinite().all()
 
 
+def test_no_direction_of_the_readout_stands_out(read):
+    spread = read(batch_of(90)).std(dim=0)
+    assert spread.max() < 4 * spread.min()  # bare components go down in steps to almost nothing
+
+
 def test_a_timm_model_reads_out_the_same(read):
     images = batch_of(3, ['optical'])
     model = to_timm(read, 'optical', 32).eval()

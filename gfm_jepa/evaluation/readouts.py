@@ -12,13 +12,15 @@ from .features import evaluating
 
 
 def add_readout(
-    encoder: Encoder, batches: Iterable[Batch], width: int = 256, power: float = 0.5
+    encoder: Encoder, batches: Iterable[Batch], width: int = 384, power: float = 0.5
 ) -> Encoder:
     """Give an encoder an embedding of so many principal components of its `forward_depths`.
 
     The features are standardised, turned to their principal components, and each component divided
     by a power of its standard deviation: 1 whitens, 0 leaves them as they are. Cosine similarity,
-    which nearest neighbours use, then heeds all components alike, or nearly so.
+    which nearest neighbours use, then heeds all components alike, or nearly so. At last all is
+    turned at random: a probe that standardises what it gets would whiten bare components to the
+    end, and the weakest of them do not carry over to other ground.
 
     Args:
         encoder: Whose weights to take.
@@ -34,7 +36,7 @@ def add_readout(
         InputError: If there are fewer samples or features than `width`.
 
     Source: Kessy, Lewin & Strimmer, "Optimal whitening and decorrelation" (2018), PCA-cor.
-    Differs from the source: components are cut off, and whitened in part.
+    Differs from the source: components are cut off, whitened in part, and turned.
     """
     found = []
     with torch.inference_mode(), evaluating(encoder):
@@ -51,9 +53,11 @@ def add_readout(
     copy.load_state_dict({**copy.state_dict(), **encoder.state_dict()})
     assert copy.readout is not None
     weight, bias = components(features, width, power)
+    noise = torch.randn(width, width, generator=torch.Generator().manual_seed(0))
+    turn = torch.linalg.qr(noise).Q
     with torch.no_grad():
-        copy.readout.weight.copy_(weight)
-        copy.readout.bias.copy_(bias)
+        copy.readout.weight.copy_(turn @ weight)
+        copy.readout.bias.copy_(turn @ bias)
     return copy.eval()
 
 
