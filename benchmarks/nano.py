@@ -1,17 +1,43 @@
-"""Make gfm-jepa-nano: lay the data out, pretrain, and write what ships in the package.
+"""Make gfm-jepa-nano: lay the data out, pretrain, fit the readout, probe, write what ships.
 
     python benchmarks/nano.py --data ../shared/data --output runs/nano
 
-Lays links to the training parts out under OUTPUT/data and runs `gfm-jepa fit` there with
-configs/gfm_jepa_nano.yaml, one process with one thread, from the last checkpoint if there is one.
+Lays links to the training parts out under OUTPUT/data, and runs `gfm-jepa fit` there twice, one
+process with one thread each: configs/gfm_jepa_nano.yaml (RGB), then
+configs/gfm_jepa_nano_sensors.yaml (the other sensors, before the trunk as it is). Fits the readout
+on all training samples, probes, and writes OUTPUT/gfm-jepa-nano, the folder that stands in
+gfm_jepa/weights. What is there is not made again, so that a broken call goes on. `--quarters`
+prints the test accuracy of the checkpoint of each quarter of an hour of the first run, each with a
+readout of its own. The last line is one JSON object.
 """
 
 import argparse
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from gfm_jepa import from_pretrained, save_pretrained
+from gfm_jepa.data import (
+    BenchmarkDataModule,
+    EuroSATRGBDataModule,
+    ImageFolderDataModule,
+    JoinedDataModule,
+    RastersDataModule,
+)
+from gfm_jepa.data.benchmarks import load_benchmark
+from gfm_jepa.evaluation.probes import probe
+from gfm_jepa.evaluation.readouts import add_readout
+from gfm_jepa.models import Encoder
+from gfm_jepa.models.model_card import CardFacts, model_card
+from gfm_jepa.models.publishing import describe_run, write_release
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 # Folders of rasters by what they are laid out as; Taizhou is for research only, and left out.
@@ -19,6 +45,42 @@ GROUPS = {
     'terramesh_*': 'places', 'eolearn_*': 'places',
     'sentinel2': 'scenes', 'naip': 'scenes', 'landsat8': 'scenes',
 }  # fmt: skip
+REPOSITORY = 'gfm-jepa/gfm-jepa-nano'
+LOG = 'training_log.csv'
+LICENCE = 'cc-by-sa-4.0'  # the share-alike of TerraMesh, without which there would be no S1
+DATA = (
+    'EuroSAT RGB, spatial train list, 16,200 images (MIT)',
+    'UC Merced, 1,259 training images (imagery of the USGS, public domain)',
+    'EuroSAT, 13 bands, 218 chips of the spatial train list (MIT)',
+    'TerraMesh, five test places: S2 L1C and L2A, S1, NDVI, DEM (CC-BY-SA-4.0)',
+    'eo-learn test patch, Slovenia, five dates: S2 L1C, NDVI, DEM (MIT)',
+    'Three Sentinel-2 L2A scenes of Australia and Italy (Copernicus, open)',
+    'Two NAIP images of North Dakota (public domain)',
+    'One Landsat 8 scene of Madagascar (public domain)',
+)
+LIMITS = (
+    'rgb is Sentinel-2 as EuroSAT shows it, and was trained most. Every other modality was trained '
+    'on a few hundred chips of a few places: fine-tune it, or fit a probe on ground of your own. '
+    'The embedding knows no date and no place but that within the chip. Made for research on land '
+    'cover; not for decisions about people.'
+)
+
+
+def minutes(output: Path, config: str) -> float:
+    """Wall time of a run that was not broken off, by the dates of its files."""
+    checkpoint = last(output, config)
+    start = (checkpoint.parent.parent / 'config.yaml').stat().st_mtime
+    return (checkpoint.stat().st_mtime - start) / 60
+
+
+def facts(output: Path, rows: list[dict[str, Any]]) -> CardFacts:
+    """What the card says beside the run."""
+    taken = [minutes(output, c) for c in ('gfm_jepa_nano', 'gfm_jepa_nano_sensors')]
+    compute = (
+        f'one core of an AMD EPYC, one thread, {taken[0]:.0f} minutes for rgb and {taken[1]:.0f} '
+        f'for the other sensors'
+    )
+    return CardFacts(LICENCE, DATA, compute=compute, limits=LIMITS, rows=rows)
 
 
 def link(target: Path, place: Path) -> None:
@@ -59,13 +121,103 @@ def fit(config: str, output: Path) -> None:
         )  # fmt: skip
 
 
+def last(output: Path, config: str) -> Path:
+    """The last checkpoint of a run."""
+    found = sorted((output / config).glob('*/version_*/checkpoints/last.ckpt'))
+    if not found:
+        raise SystemExit(f'{output / config} holds no checkpoint; its log.txt says why.')
+    return found[-1]
+
+
+def training_batches(data: Path, sensors: bool) -> Iterable[dict[str, Any]]:
+    """All training samples once, as they are, each batch of one part."""
+    parts: list[Any] = [
+        EuroSATRGBDataModule(str(data / 'eurosat_rgb')),
+        ImageFolderDataModule(str(data / 'uc_merced_train'), 128, [{'name': 'rgb'}], gsd=0.6),
+    ]
+    if sensors:
+        places = ['s2_l1c', 's2_l2a', 's1', 'ndvi', 'dem']
+        parts += [
+            BenchmarkDataModule('eurosat-spatial', str(data / 'eurosat_ms')),
+            RastersDataModule([str(data / 'places')], places, chip_size=64),
+            RastersDataModule(
+                [str(data / 'scenes')], ['s2_l2a', 'naip', 'landsat8'], chip_size=64, stride=32
+            ),
+        ]
+    joined = JoinedDataModule(parts, batch_size=64)
+    joined.setup('fit')
+    return joined.train_dataloader()
+
+
+def rows_of(encoder: Encoder, data: Path, baselines: bool = True) -> list[dict[str, Any]]:
+    """Probe on the benchmarks that the card names."""
+    rows = []
+    for name, folder in (
+        ('eurosat-rgb-spatial', 'eurosat_rgb'), ('eurosat-rgb-random0', 'eurosat_rgb'),
+        ('ucmerced', 'uc_merced'),
+    ):  # fmt: skip
+        benchmark = load_benchmark(name, data / folder)
+        rows += probe(encoder, 'gfm-jepa-nano', benchmark, baselines=baselines)
+    return rows
+
+
+def quarters(output: Path, data: Path) -> list[dict[str, Any]]:
+    """Spatial test accuracy of each quarter of an hour, and of the end."""
+    benchmark = load_benchmark('eurosat-rgb-spatial', data / 'eurosat_rgb')
+    paths = (output / 'gfm_jepa_nano').glob('*/version_*/checkpoints/quarter-*.ckpt')
+    found = []
+    for path in sorted(paths, key=lambda p: int(re.findall(r'\d+', p.stem)[-1])):
+        encoder = from_pretrained(path)
+        assert isinstance(encoder, Encoder)
+        read = add_readout(encoder, training_batches(output / 'data', sensors=False))
+        (row,) = probe(read, path.stem, benchmark, baselines=False)
+        found.append({'checkpoint': path.stem, 'knn5': row['knn5'], 'linear': row['linear']})
+        print(found[-1], flush=True)
+    return found
+
+
+def release(output: Path, data: Path) -> list[dict[str, Any]]:
+    """Fit the readout, probe, and write the folder that ships; returns the rows."""
+    place, rows_file = output / 'read', output / 'rows.json'
+    if not place.is_dir():
+        trained = from_pretrained(last(output, 'gfm_jepa_nano_sensors'))
+        assert isinstance(trained, Encoder)
+        save_pretrained(add_readout(trained, training_batches(output / 'data', True)), place)
+    encoder = from_pretrained(place)
+    assert isinstance(encoder, Encoder)
+    if not rows_file.is_file():
+        rows_file.write_text(json.dumps(rows_of(encoder, data), indent=1))
+    rows: list[dict[str, Any]] = json.loads(rows_file.read_text())
+    run = {**describe_run(last(output, 'gfm_jepa_nano')),
+           'other sensors': 'trained afterwards, trunk and rgb frozen',
+           'command': 'python benchmarks/nano.py --data ../shared/data --output runs/nano',
+           'log': 'training_log.csv'}  # fmt: skip
+    folder = output / 'gfm-jepa-nano'
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    write_release(
+        encoder, folder, model_card(encoder, REPOSITORY, facts(output, rows), run), half=True
+    )
+    shutil.copy(last(output, 'gfm_jepa_nano').parent.parent / 'metrics.csv', folder / LOG)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
     parser.add_argument('--data', type=Path, required=True, help='folder with eurosat_rgb, ...')
     parser.add_argument('--output', type=Path, default=Path('runs/nano'))
+    parser.add_argument('--quarters', action='store_true', help='probe the checkpoints on the way')
     args = parser.parse_args()
+    torch.manual_seed(0)
     lay_out(args.data, args.output)
+    if args.quarters:
+        print(json.dumps(quarters(args.output, args.data)))
+        return
     fit('gfm_jepa_nano', args.output)
+    link(last(args.output, 'gfm_jepa_nano'), args.output / 'rgb.ckpt')
+    fit('gfm_jepa_nano_sensors', args.output)
+    rows = release(args.output, args.data)
+    print(json.dumps([{k: r[k] for k in ('name', 'dataset', 'knn5', 'linear')} for r in rows]))
 
 
 if __name__ == '__main__':

@@ -203,8 +203,9 @@ def test_dry_run_writes_all_of_it_and_uploads_nothing(hub, tmp_path, capfd):
     card = (out / 'README.md').read_text()
     for part in (
         '| optical | B1 B2 B3 B4 | 10 m | DN | made up |', '- SSL4EO-S12 v1.1 (CC-BY-4.0)',
-        '| name | eurosat-rgb | spatial | embedding | 91.23 | 95.00 |', '| RCF-512 |',
-        'Compute: 2 CPU cores, 1 h.', "gfm_jepa.from_pretrained('org/name')", '16200 images to fit',
+        '| name | eurosat-rgb | spatial | embedding | 91.23 | 95.00 | 16200 / 5400 / 5400 |',
+        '| RCF-512 |',
+        'Compute: 2 CPU cores, 1 h.', "gfm_jepa.from_pretrained('org/name')",
     ):  # fmt: skip
         assert part in card, part
     assert '/home' not in card

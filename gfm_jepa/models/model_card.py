@@ -130,13 +130,12 @@ def _probes(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     titles = [name, *(str(r['name']) for r in rows[1:])]
     cells = [
         [title, str(r['dataset']), str(r['split']), str(r['features']),
-         f'{100 * r["knn5"]:.2f}', f'{100 * r["linear"]:.2f}']
+         f'{100 * r["knn5"]:.2f}', f'{100 * r["linear"]:.2f}',
+         f'{r["n_train"]} / {r["n_val"]} / {r["n_test"]}']
         for title, r in zip(titles, rows, strict=True)
     ]  # fmt: skip
-    head = ['name', 'dataset', 'split', 'features', 'kNN-5 %', 'linear %']
-    first = rows[0]
+    head = ['name', 'dataset', 'split', 'features', 'kNN-5 %', 'linear %', 'images']
     return (
-        f'{table(head, cells)}\n\nProtocol: `gfm-jepa probe`; frozen features, {first["n_train"]} '
-        f'images to fit, {first["n_val"]} to choose C of the logistic regression, '
-        f'{first["n_test"]} to test; the encoder is not fine-tuned.'
+        f'{table(head, cells)}\n\nProtocol: `gfm-jepa probe`; frozen features, images to fit / to '
+        f'choose C of the logistic regression / to test; the encoder is not fine-tuned.'
     )

@@ -63,10 +63,6 @@ def publish(
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo_id):
         raise InputError(f'{repo_id!r} should be a name on the Hub, such as org/name.')
     encoder = from_pretrained(source)
-    if half:  # the golden embeddings are those of the rounded weights
-        with torch.no_grad():
-            for value in filter(is_matrix, encoder.state_dict().values()):
-                value.copy_(value.half())
     run = describe_run(Path(source)) if Path(source).is_file() else {}
     parent = None
     if dry_run is not None:
@@ -89,11 +85,15 @@ def write_release(encoder: BaseEncoder, folder: Path, card: str, half: bool = Fa
         encoder: What to write.
         folder: Where to.
         card: Its model card.
-        half: Store matrices as float16; theirs must be such values already.
+        half: Round matrices to float16, in place, and store them so.
 
     Raises:
         InputError: If they hold something private, or do not load.
     """
+    if half:  # the golden embeddings are those of the rounded weights
+        with torch.no_grad():
+            for value in filter(is_matrix, encoder.state_dict().values()):
+                value.copy_(value.half())
     write_encoder(encoder, folder, half)
     (folder / CARD).write_text(card)
     write_golden(encoder, folder)
