@@ -98,7 +98,8 @@ def cover_probe(encoder: Encoder, root: Path, names: tuple[str, ...]) -> dict[st
         there = (labels >= 0) & features.isfinite().all(dim=1)
         places.append(Features(features[there], labels[there]))
     return {
-        path.name: round(100 * held_out(places, i), 1) for i, path in enumerate(paths)
+        path.name: round(100 * score, 1)
+        for i, path in enumerate(paths) if (score := held_out(places, i)) == score  # not NaN
     }  # fmt: skip
 
 

@@ -60,6 +60,14 @@ def test_without_freeze_all_of_it_learns(trained):
     assert all(p.requires_grad for p in task.encoder.parameters()) and task.encoder.training
 
 
+def test_trained_modalities_that_the_data_lack_are_kept(trained):
+    encoder, folder, stem = trained
+    task = VICReg([WIDE], EncoderConfig(stem=stem, start_from=str(folder)), expander_dims=(16,))
+    assert list(task.encoder.modalities) == ['colours', 'wide']
+    images = {'colours': torch.rand(2, 3, 32, 32)}
+    assert torch.equal(task.encoder.eval()(images), encoder(images))
+
+
 def test_starts_that_cannot_be(trained):
     _, folder, stem = trained
     with pytest.raises(InputError, match='keeps trained weights; name some'):

@@ -19,6 +19,7 @@ from torchgeo.tasks import BaseTask
 from ..errors import InputError
 from ..masks import Mask
 from ..metrics import effective_rank, embedding_std, gradient_norm, mean_cosine
+from ..modalities import resolve_all
 from ..models import BaseEncoder, Encoder, TimmEncoder, build_encoder
 from ..models.band_matching import format_matches, match_bands
 from ..models.hub import from_pretrained
@@ -46,7 +47,8 @@ class EncoderConfig:
             patches of half the side: for images of 32 to 96 pixels.
         pretrained: Start from timm's published weights; fetched from the Hub.
         start_from: Weights of ours to go on from, as `from_pretrained` takes them. They say the
-            sizes; modalities that they lack get new patch embedders, of kind `stem`.
+            sizes; modalities that they lack get new patch embedders, of kind `stem`, and those that
+            the data lack are kept.
         freeze: Keep what those weights hold as it is, and train new patch embedders alone.
     """
 
@@ -142,12 +144,14 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         c, trained = self.encoder_config, from_pretrained(source)
         if not isinstance(trained, Encoder):
             raise InputError(f'encoder.start_from needs an encoder of ours, and {source} is none.')
-        self.encoder, matches = match_bands(trained, None, self.modality_specs, c.stem)
+        given = [m.name for m in resolve_all(self.modality_specs)]
+        kept = [name for name in trained.modalities if name not in given]
+        specs = [*kept, *self.modality_specs]
+        self.encoder, matches = match_bands(trained, None, specs, c.stem)
         rank_zero_info(format_matches(matches))
         if c.freeze:
-            kept = [self.encoder.embedder(n) for n in trained.modalities
-                    if n in self.encoder.modalities]  # fmt: skip
-            self.frozen = [*kept, self.encoder.blocks, self.encoder.norm]
+            embedders = [self.encoder.embedder(name) for name in trained.modalities]
+            self.frozen = [*embedders, self.encoder.blocks, self.encoder.norm]
             for module in self.frozen:
                 module.requires_grad_(False)
         self.train()
