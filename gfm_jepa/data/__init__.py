@@ -1,5 +1,6 @@
 """Rasters and benchmarks in, raw physical units out; NaN is the one sign for "not there"."""
 
+from .benchmark_datamodule import BenchmarkDataModule
 from .datamodules import EuroSATRGBDataModule, RastersDataModule
 from .eurosat import EuroSATRGB
 from .image_datamodules import CIFAR10DataModule, ImageFolderDataModule
@@ -10,6 +11,7 @@ from .ssl4eo_datamodule import SSL4EOS12DataModule
 
 __all__ = [
     'SSL4EOS12',
+    'BenchmarkDataModule',
     'CIFAR10DataModule',
     'EuroSATRGB',
     'EuroSATRGBDataModule',

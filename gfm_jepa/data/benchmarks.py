@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 
 from ..errors import InputError
@@ -80,6 +81,7 @@ class TorchgeoChips(Dataset[Sample]):
     def __init__(self, dataset: Any, modality: str) -> None:
         self.dataset = dataset
         self.modality = modality
+        self.labels = torch.tensor(dataset.targets)
 
     def __len__(self) -> int:
         """Return the number of chips."""

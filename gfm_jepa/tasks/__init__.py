@@ -1,7 +1,8 @@
-"""Pretraining methods, one a file, and the callbacks that watch a run."""
+"""Pretraining methods, one a file; classification; and the callbacks that watch a run."""
 
 from .base import EncoderConfig, OptimizerConfig, PretrainTask
 from .callbacks import CollapseGuard, NaNGuard, OnlineKNN
+from .classification import Classification, HeadConfig
 from .ijepa import IJEPA
 from .latent_mim import LatentMIM
 from .lejepa import LeJEPA
@@ -13,9 +14,11 @@ from .vicreg import VICReg
 __all__ = [
     'IJEPA',
     'AtomicCheckpointIO',
+    'Classification',
     'CollapseGuard',
     'DrawDashboard',
     'EncoderConfig',
+    'HeadConfig',
     'LatentMIM',
     'LeJEPA',
     'NaNGuard',
