@@ -36,6 +36,7 @@ class Benchmark:
         val: Likewise.
         test: Likewise.
         classes: Names by label.
+        multilabel: Whether a sample may have several classes; ``label`` is (K,) of 0 and 1 then.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Benchmark:
     val: Dataset[Sample]
     test: Dataset[Sample]
     classes: tuple[str, ...]
+    multilabel: bool = False
 
 
 def load_benchmark(name: str, root: str | Path) -> Benchmark:
@@ -82,6 +84,7 @@ class TorchgeoChips(Dataset[Sample]):
         self.dataset = dataset
         self.modality = modality
         self.labels = torch.tensor(dataset.targets)
+        self.files = [path for path, _ in dataset.imgs]
 
     def __len__(self) -> int:
         """Return the number of chips."""
