@@ -1,6 +1,7 @@
 """`gfm-jepa benchmark`: rows, intervals, baselines, resuming, heads."""
 
 import csv
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,45 @@ def test_fine_tuning_is_a_protocol_and_leaves_a_classifier(weights, eurosat, cap
     test = load_benchmark('eurosat-rgb-spatial', eurosat).test
     x = torch.stack([test[i]['rgb'] for i in range(6)])
     assert torch.allclose(model({'rgb': x}), scores, atol=2e-3)  # kept as float16
+
+
+class NoNetwork(HTMLParser):
+    """Collects what a page would fetch, and its headings and images."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.images, self.alts = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        if tag == 'img':
+            self.images.append(found['src'])
+            self.alts.append(found['alt'])
+        if tag in ('script', 'link') or (tag == 'img' and not found['src'].startswith('data:')):
+            self.fetched.append(found)
+
+
+def test_the_report_stands_alone_and_agrees_with_the_rows(weights, eurosat):
+    rows = run(weights, eurosat, '--draws', '2', '--shares', '0.34', '--features', 'embedding',
+               'depths', '--report', 'report')  # fmt: skip
+    folder, name = Path('report'), 'eurosat-rgb-spatial'
+    page = NoNetwork()
+    page.feed((folder / 'index.html').read_text())
+    assert page.fetched == [] and len(page.images) == 4 and all(page.alts)
+    pictures = {p.name for p in folder.glob('*.png')}
+    assert pictures == {f'{name}_{kind}.png' for kind in
+                        ('bars', 'few_labels', 'confusion_matrix', 'examples')}  # fmt: skip
+    with (folder / f'{name}_few_labels.csv').open(newline='') as file:
+        curves = list(csv.DictReader(file))
+    mine = [r for r in curves if r['method'] == 'RCF-512']
+    assert [(float(r['share']), r['draws']) for r in mine] == [(0.34, '2'), (1.0, '1')]
+    values = [float(r['value']) for r in rows
+              if r['method'] == 'RCF-512' and r['protocol'] == 'few']  # fmt: skip
+    assert float(mine[0]['mean']) == pytest.approx(np.mean(values), abs=1e-5)
+    assert f'{Path(weights).name}, depths' in {r['method'] for r in curves}
+    text = (folder / 'index.html').read_text()
+    knn = next(r for r in rows if r['protocol'] == 'knn')
+    assert f'>{100 * float(knn["value"]):.2f}<' in text and knn['split_hash'] in text
 
 
 def test_the_linear_head_is_kept(weights, eurosat):

@@ -35,6 +35,10 @@ def main(words: Sequence[str]) -> None:
         writer = HeadWriter(args.save_head, benchmarks[-1]) if args.save_head else None
         run_benchmark(benchmarks[-1], contest, plan, table, writer)
     print(f'rows: {args.output}')
+    if args.report:
+        from ..evaluation.benchmark_report import write_report
+
+        print(f'report: {write_report(benchmarks, table, args.report)}')
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     add('--no-baselines', action='store_true', help='the weights alone')
     add('--image-size', type=int, help='side to resize chips to, pixels')
     add('--save-head', type=Path, help='write encoder and linear head of the first weights here')
+    add('--report', type=Path, help='folder for a page of the rows: HTML, PNG and CSV')
     add('--epochs', type=int, help='of fine-tuning; 30 by default')
     add('--lr', type=float, help='of fine-tuning; 0.002 by default')
     add('--batch-size', type=int, default=256, help='chips embedded at once')
