@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe & Ito's colours; with lines and markers of other periods no two methods look alike.
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#777777')
 LINES = ('-', '--', ':', '-.')
 MARKERS = ('o', 's', '^', 'D', 'v')
 TITLES = {'knn': 'kNN-5', 'linear': 'linear', 'finetune': 'fine-tuned'}

@@ -96,7 +96,8 @@ def _table(rows: Sequence[Row]) -> str:
         low, high = 100 * row['lowest'], 100 * row['highest']
         lines.append((
             row['method'], f'linear, {100 * row["share"]:g} % of labels',
-            f'{100 * row["mean"]:.2f}', f'{low:.2f} to {high:.2f} ({row["draws"]} draws)', '', '', '', '',
+            f'{100 * row["mean"]:.2f}', f'{low:.2f} to {high:.2f} ({row["draws"]} draws)',
+            *[''] * 4,
         ))  # fmt: skip
     head = ('method', 'protocol', METRICS[rows[0]['metric']], '95 % interval, or span of draws',
             'calibration error', 'C', 'width', 'weights')  # fmt: skip

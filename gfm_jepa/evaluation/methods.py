@@ -3,16 +3,19 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from torch.utils.data import Dataset
 
 from ..data.benchmarks import Benchmark
 from ..errors import InputError
 from ..modalities import MODALITIES, Modality
 from ..models import BaseEncoder, TimmEncoder
+from ..models.band_matching import pick_bands
 from ..models.hub import from_pretrained
 from .baselines import ImageStatistics, RandomConvolutions, random_init
 from .features import Embed, EncoderFeatures
@@ -141,17 +144,54 @@ def weights_hash(encoder: BaseEncoder) -> str:
 
 
 def _standing(benchmark: Benchmark) -> Iterator[Method]:
-    """The baselines that need no weights."""
-    key = benchmark.modality
-    embeds: dict[tuple[str, str, str], Callable[[], Any]] = {
-        ('image statistics', 'statistics', 'none'): lambda: ImageStatistics(key),
+    """The baselines that need no weights; they see only bands that are there."""
+    known = MODALITIES[benchmark.modality]
+    some = pick_bands(known, benchmark.bands) if benchmark.bands else known
+    shown = PresentBands(known, some)
+    embeds: dict[tuple[str, str, str], Callable[[], Embed]] = {
+        ('image statistics', 'statistics', 'none'): lambda: ImageStatistics(known.name),
         ('RCF-512', 'rcf', '99.9th percentile of train'): (
-            lambda: RandomConvolutions(benchmark.train, key)
+            lambda: RandomConvolutions(shown.of(benchmark.train), known.name)
         ),
-        ('hand-made', 'hand-made', 'none'): lambda: HandMade(MODALITIES[key]),
+        ('hand-made', 'hand-made', 'none'): lambda: HandMade(some),
     }
     for (name, kind, normalisation), build in embeds.items():
-        yield Method(name, kind, build, normalisation)
+        yield Method(name, kind, partial(shown.before, build), normalisation)
+
+
+class PresentBands:
+    """Cuts bands that are never there out of batches and samples.
+
+    Args:
+        known: The modality with all bands.
+        some: With those that are there.
+    """
+
+    def __init__(self, known: Modality, some: Modality) -> None:
+        self.name, self.ids = known.name, [known.bands.index(b) for b in some.bands]
+
+    def before(self, build: Callable[[], Embed]) -> Embed:
+        """Make a function that embeds, of batches with all bands."""
+        embed = build()
+        return lambda batch: embed({**batch, self.name: batch[self.name][:, self.ids]})
+
+    def of(self, dataset: Dataset[Any]) -> Dataset[Any]:
+        """A dataset whose samples hold those bands alone."""
+        return _Cut(dataset, self)
+
+
+class _Cut(Dataset[Any]):
+    """See `PresentBands.of`."""
+
+    def __init__(self, dataset: Dataset[Any], bands: PresentBands) -> None:
+        self.dataset, self.bands = dataset, bands
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        sample = self.dataset[index]
+        return {**sample, self.bands.name: sample[self.bands.name][self.bands.ids]}
 
 
 def _title(source: str) -> str:
