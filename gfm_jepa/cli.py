@@ -22,6 +22,7 @@ USAGE = f"""gfm-jepa {__version__}: JEPA pretraining on any rasters
   gfm-jepa validate | test | predict --config ... --ckpt_path ...     (LightningCLI)
   gfm-jepa probe WEIGHTS --dataset eurosat-rgb-spatial --root DIR     frozen features: kNN, linear
   gfm-jepa benchmark WEIGHTS... --dataset NAME... --root DIR -o rows.csv   and baselines, intervals
+  gfm-jepa classify HEAD image.tif                                    class and probabilities
   gfm-jepa dashboard RUN -o run.png                                   one picture of a run
   gfm-jepa index PATH... -o chips.parquet                             a table of chips, with splits
   gfm-jepa cache PATH... -o chips.zarr                                chips, read once
@@ -309,7 +310,7 @@ def _from_module(name: str) -> Callable[[list[str]], None]:
 
 _VERBS = {'probe': _probe, 'index': _index, 'cache': _cache, 'stats': _stats, 'demo': _demo,
           'explore': _explore, 'dashboard': _dashboard, 'publish': _publish,
-          'benchmark': _from_module('benchmark')}  # fmt: skip
+          'benchmark': _from_module('benchmark'), 'classify': _from_module('classify')}  # fmt: skip
 
 if __name__ == '__main__':
     sys.exit(main())
