@@ -57,7 +57,7 @@ class Pyramid(nn.Module):
         self.vit, self.out_indices = vit, tuple(out_indices)
         self.strides = [min(s, output_stride) for s in STRIDES]
         self.feature_info = FeatureInfo(
-            [{'num_chs': self._channels(s), 'reduction': s, 'module': f'stride{s}'}
+            [{'num_chs': map_width(self.embed, s), 'reduction': s, 'module': f'stride{s}'}
              for s in self.strides],
             self.out_indices,
         )  # fmt: skip
@@ -77,15 +77,10 @@ class Pyramid(nn.Module):
         """
         if self.training and not any(p.requires_grad for p in self.parameters()):
             self.eval()  # frozen: batch norms keep their statistics
-        rows, columns = self.embed.grid(tuple(x.shape))
-        pixels = torch.nan_to_num((x.float() - self.embed.mean) / self.embed.std, 0.0, 0.0, 0.0)
-        stem = self.embed.stem
-        levels = stem.levels(pixels) if isinstance(stem, ConvStem) else []
-        tokens = stem.project(levels[-1]).flatten(2).mT if isinstance(stem, ConvStem) else (
-            stem(pixels))  # fmt: skip
-        last = self._trunk(tokens.unflatten(1, (rows, columns)))
-        last = last.mT.unflatten(2, (rows, columns))
-        return [self._map(self.strides[i], pixels, levels, last) for i in self.out_indices]
+        grid = self.embed.grid(tuple(x.shape))
+        fine = FineMaps(self.embed, x)
+        last = self._trunk(fine.tokens().unflatten(1, grid)).mT.unflatten(2, grid)
+        return [scale_map(self.strides[i], fine, last) for i in self.out_indices]
 
     def _trunk(self, tokens: Tensor) -> Tensor:
         """Tokens (B, h, w, D) after the last block, (B, N, D)."""
@@ -95,24 +90,52 @@ class Pyramid(nn.Module):
         normed: Tensor = self.vit.norm(tokens)
         return normed
 
-    def _map(self, stride: int, pixels: Tensor, levels: Sequence[Tensor], last: Tensor) -> Tensor:
-        patch = self.embed.patch_size
-        if stride >= patch:
-            return F.avg_pool2d(last, stride // patch)
-        if levels:
-            return levels[STRIDES.index(stride)]
-        return F.pixel_unshuffle(pixels, stride)
 
-    def _channels(self, stride: int) -> int:
-        """Width of a map."""
-        embed = self.embed
-        if stride >= embed.patch_size:
-            return int(self.vit.embed_dim)
-        if isinstance(embed.stem, ConvStem):
-            first = next(iter(embed.stem.stages[STRIDES.index(stride)].children()))
-            assert isinstance(first, nn.Conv2d)
-            return first.out_channels
-        return len(embed.modality.bands) * stride**2
+class FineMaps:
+    """What a stem sees of a raster, at strides finer than its patches.
+
+    Args:
+        embed: The patch embedder.
+        x: (B, C, H, W), raw.
+    """
+
+    def __init__(self, embed: PatchEmbed, x: Tensor) -> None:
+        self.embed = embed
+        self.pixels = torch.nan_to_num((x.float() - embed.mean) / embed.std, 0.0, 0.0, 0.0)
+        stem = embed.stem
+        self.levels = stem.levels(self.pixels) if isinstance(stem, ConvStem) else []
+
+    def tokens(self) -> Tensor:
+        """The stem's output (B, N, D)."""
+        stem = self.embed.stem
+        if isinstance(stem, ConvStem):
+            projected: Tensor = stem.project(self.levels[-1])
+            return projected.flatten(2).mT
+        tokens: Tensor = stem(self.pixels)
+        return tokens
+
+    def at(self, stride: int) -> Tensor:
+        """Responses of the stage at a stride; before a linear stem the pixels of each cell."""
+        if self.levels:
+            return self.levels[STRIDES.index(stride)]
+        return F.pixel_unshuffle(self.pixels, stride)
+
+
+def scale_map(stride: int, fine: FineMaps, last: Tensor) -> Tensor:
+    """The map of a stride: what the stem saw, or the last map (B, D, h, w) or its means."""
+    patch = fine.embed.patch_size
+    return fine.at(stride) if stride < patch else F.avg_pool2d(last, stride // patch)
+
+
+def map_width(embed: PatchEmbed, stride: int) -> int:
+    """Channels of the map of a stride."""
+    if stride >= embed.patch_size:
+        return int(embed.modality_vector.shape[0])
+    if isinstance(embed.stem, ConvStem):
+        first = next(iter(embed.stem.stages[STRIDES.index(stride)].children()))
+        assert isinstance(first, nn.Conv2d)
+        return first.out_channels
+    return len(embed.modality.bands) * stride**2
 
 
 def create_pyramid(

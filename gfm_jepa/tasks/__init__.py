@@ -1,4 +1,4 @@
-"""Pretraining methods, one a file; classification; and the callbacks that watch a run."""
+"""Pretraining methods, one a file; tasks with labels; and the callbacks that watch a run."""
 
 from .base import EncoderConfig, OptimizerConfig, PretrainTask
 from .callbacks import CollapseGuard, NaNGuard, OnlineKNN
@@ -6,6 +6,7 @@ from .classification import Classification, HeadConfig
 from .ijepa import IJEPA
 from .latent_mim import LatentMIM
 from .lejepa import LeJEPA
+from .pixelwise import PixelHeadConfig, PixelwiseRegression, SemanticSegmentation
 from .predictions import WriteEmbeddings
 from .runs import AtomicCheckpointIO, DrawDashboard, Preemption
 from .simsiam import SimSiam
@@ -24,8 +25,11 @@ __all__ = [
     'NaNGuard',
     'OnlineKNN',
     'OptimizerConfig',
+    'PixelHeadConfig',
+    'PixelwiseRegression',
     'Preemption',
     'PretrainTask',
+    'SemanticSegmentation',
     'SimSiam',
     'VICReg',
     'WriteEmbeddings',

@@ -6,11 +6,8 @@ from typing import Any, Self
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -20,8 +17,6 @@ from torchmetrics.classification import (
 )
 
 from ..errors import InputError
-from ..models import Encoder
-from ..models.band_matching import format_matches, match_bands
 from ..models.heads import (
     ClassificationHead,
     HeadFacts,
@@ -30,7 +25,6 @@ from ..models.heads import (
     head_facts,
     probabilities,
 )
-from ..models.hub import from_pretrained
 from ..views import Views
 from .base import (
     EncoderConfig,
@@ -39,10 +33,10 @@ from .base import (
     PretrainTask,
     as_config,
     plain,
-    warmup_cosine,
 )
-from .layer_decay import parameter_groups
+from .layer_decay import layered_optimizer
 from .mixup import mix
+from .starting import encoder_from
 
 
 @dataclass(frozen=True)
@@ -130,11 +124,7 @@ class Classification(PretrainTask):
         if self.weights is None:
             super().configure_models()
         else:
-            encoder = from_pretrained(self.weights)
-            if isinstance(encoder, Encoder):
-                encoder, matches = match_bands(encoder, None, self.modality_specs)
-                rank_zero_info(format_matches(matches))
-            self.encoder = encoder
+            self.encoder = encoder_from(self.weights, self.modality_specs)
         c = self.head_config
         self.head = ClassificationHead(feature_width(self.encoder, c.features), len(self.classes))
         self.encoder.requires_grad_(not c.frozen)
@@ -254,15 +244,7 @@ class Classification(PretrainTask):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, its rates by layer and set per optimizer step."""
-        c, decay = self.optimizer_config, self.head_config.layer_decay
-        groups = parameter_groups(self.encoder, self.head.parameters(), c.lr, c.weight_decay, decay)
-        optimizer = AdamW(groups, lr=c.lr, betas=c.betas, fused=True)
-        total = self.total_steps()
-
-        def rate(step: int) -> float:
-            return warmup_cosine(step, total, c.warmup, c.final_lr)
-
-        return {
-            'optimizer': optimizer,
-            'lr_scheduler': {'scheduler': LambdaLR(optimizer, rate), 'interval': 'step'},
-        }
+        return layered_optimizer(
+            self.encoder, self.head.parameters(), self.optimizer_config,
+            self.head_config.layer_decay, self.total_steps(),
+        )  # fmt: skip
