@@ -3,7 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ USAGE = f"""gfm-jepa {__version__}: JEPA pretraining on any rasters
   gfm-jepa fit --config configs/ijepa_rasters.yaml --data.paths=[my_rasters/]
   gfm-jepa validate | test | predict --config ... --ckpt_path ...     (LightningCLI)
   gfm-jepa probe WEIGHTS --dataset eurosat-rgb-spatial --root DIR     frozen features: kNN, linear
+  gfm-jepa benchmark WEIGHTS... --dataset NAME... --root DIR -o rows.csv   and baselines, intervals
+  gfm-jepa classify HEAD image.tif                                    class and probabilities
   gfm-jepa dashboard RUN -o run.png                                   one picture of a run
   gfm-jepa index PATH... -o chips.parquet                             a table of chips, with splits
   gfm-jepa cache PATH... -o chips.zarr                                chips, read once
@@ -297,8 +300,18 @@ def _demo(words: list[str]) -> None:
     demo(args.output, steps=args.steps, places=args.places)
 
 
+def _from_module(name: str) -> Callable[[list[str]], None]:
+    """A verb that has a module of its own."""
+
+    def verb(words: list[str]) -> None:
+        import_module(f'.verbs.{name}', __package__).main(words)
+
+    return verb
+
+
 _VERBS = {'probe': _probe, 'index': _index, 'cache': _cache, 'stats': _stats, 'demo': _demo,
-          'explore': _explore, 'dashboard': _dashboard, 'publish': _publish}  # fmt: skip
+          'explore': _explore, 'dashboard': _dashboard, 'publish': _publish,
+          'benchmark': _from_module('benchmark'), 'classify': _from_module('classify')}  # fmt: skip
 
 if __name__ == '__main__':
     sys.exit(main())

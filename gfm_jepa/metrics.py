@@ -74,32 +74,37 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     return whole
 
 
-def knn_predict(
+def knn_votes(
     train_embeddings: Tensor, train_labels: Tensor, embeddings: Tensor, k: int = 5
 ) -> Tensor:
-    """Label each embedding by majority vote of its k nearest neighbours in cosine similarity.
+    """Share of the k nearest neighbours in cosine similarity that have each class.
 
     A tie goes to the class of the nearest of the tied neighbours.
 
     Args:
         train_embeddings: (N, D) reference set.
-        train_labels: (N,) integer labels of the reference set.
+        train_labels: (N,) integer labels of the reference set; or (N, K) with 1 for each class.
         embeddings: (Q, D) to label.
         k: neighbours that vote; cut to N.
 
     Returns:
-        (Q,) predicted labels.
+        (Q, K) shares, 0..1.
     """
     k = min(k, len(train_embeddings))
     reference = F.normalize(train_embeddings.float(), dim=-1)
-    num_classes = int(train_labels.max()) + 1
+    has = F.one_hot(train_labels) if train_labels.ndim == 1 else train_labels
     # The vote of rank r weighs 1 + a sliver that shrinks with r: enough to break a tie in favour
     # of the nearer neighbour, too little to outvote anybody.
     weights = 1 + torch.linspace(1, 0, k) / (2 * k * k)
-    predictions = []
+    shares = []
     for chunk in F.normalize(embeddings.float(), dim=-1).split(1024):
         nearest = (chunk @ reference.T).topk(k, dim=1).indices
-        votes = torch.zeros(len(chunk), num_classes)
-        votes.scatter_add_(1, train_labels[nearest], weights.expand(len(chunk), k))
-        predictions.append(votes.argmax(dim=1))
-    return torch.cat(predictions)
+        shares.append(torch.einsum('qkc,k->qc', has[nearest].float(), weights / weights.sum()))
+    return torch.cat(shares)
+
+
+def knn_predict(
+    train_embeddings: Tensor, train_labels: Tensor, embeddings: Tensor, k: int = 5
+) -> Tensor:
+    """Label each embedding (Q, D) by majority vote, as `knn_votes` counts: (Q,) labels."""
+    return knn_votes(train_embeddings, train_labels, embeddings, k).argmax(dim=1)

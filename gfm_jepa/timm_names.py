@@ -44,10 +44,41 @@ def gfm_jepa_large(pretrained: bool = False, **kwargs: Any) -> Any:
     return _create('large', pretrained, kwargs)
 
 
+def gfm_jepa_nano_pyramid(pretrained: bool = False, **kwargs: Any) -> Any:
+    """Feature maps of five scales; see `gfm_jepa.models.pyramid.create_pyramid`."""
+    return _create_pyramid('nano', pretrained, kwargs)
+
+
+def gfm_jepa_tiny_pyramid(pretrained: bool = False, **kwargs: Any) -> Any:
+    """Feature maps of five scales; see `gfm_jepa.models.pyramid.create_pyramid`."""
+    return _create_pyramid('tiny', pretrained, kwargs)
+
+
+def gfm_jepa_small_pyramid(pretrained: bool = False, **kwargs: Any) -> Any:
+    """Feature maps of five scales; see `gfm_jepa.models.pyramid.create_pyramid`."""
+    return _create_pyramid('small', pretrained, kwargs)
+
+
+def gfm_jepa_base_pyramid(pretrained: bool = False, **kwargs: Any) -> Any:
+    """Feature maps of five scales; see `gfm_jepa.models.pyramid.create_pyramid`."""
+    return _create_pyramid('base', pretrained, kwargs)
+
+
+def gfm_jepa_large_pyramid(pretrained: bool = False, **kwargs: Any) -> Any:
+    """Feature maps of five scales; see `gfm_jepa.models.pyramid.create_pyramid`."""
+    return _create_pyramid('large', pretrained, kwargs)
+
+
 def _create(preset: str, pretrained: bool, options: dict[str, Any]) -> Any:
     from .models.timm_models import create
 
     return create(preset, pretrained, **options)
+
+
+def _create_pyramid(preset: str, pretrained: bool, options: dict[str, Any]) -> Any:
+    from .models.pyramid import create_pyramid
+
+    return create_pyramid(preset, pretrained, **options)
 
 
 # timm reads this name from the module of the functions above.
@@ -66,9 +97,10 @@ def _register() -> None:
     from timm.models import generate_default_cfgs, is_model, register_model
 
     cfgs = {}
-    for size in SIZES:
+    names = [(f'gfm_jepa_{size}{end}', size) for size in SIZES for end in ('', '_pyramid')]
+    for name, size in names:
         folder = bundled_folder(f'gfm-jepa-{size}')
-        cfgs[f'gfm_jepa_{size}'] = {
+        cfgs[name] = {
             # So that timm lists which names have weights; we read the file ourselves.
             'file': str(folder / 'model.safetensors') if folder else None,
             # Normalisation is inside the models, in raw units.
@@ -76,9 +108,9 @@ def _register() -> None:
             'input_size': (3, 64, 64), 'num_classes': 0, 'classifier': 'head',
         }  # fmt: skip
     default_cfgs.update(generate_default_cfgs(cfgs))
-    for size in SIZES:
-        if not is_model(f'gfm_jepa_{size}'):
-            register_model(globals()[f'gfm_jepa_{size}'])
+    for name, _ in names:
+        if not is_model(name):
+            register_model(globals()[name])
 
 
 class _TimmFinder(MetaPathFinder):

@@ -184,7 +184,7 @@ def test_broken_or_missing_tiffs_are_named(tiffs):
         load_benchmark('eurosat-spatial', tiffs).train[0]
     for number in PARTS['val']:
         (folder / f'SeaLake/SeaLake_{number}.tif').unlink()
-    with pytest.raises(InputError, match=r'do not match its split lists.*SeaLake'):
+    with pytest.raises(InputError, match=r'images in .*val.txt are not in .*SeaLake'):
         load_benchmark('eurosat-spatial', tiffs)
     (tiffs / 'eurosat-100-val.txt').unlink()
     with pytest.raises(InputError, match=r'eurosat-100 lacks eurosat-100-val\.txt'):
@@ -244,7 +244,7 @@ def test_image_folder_split_by_class(tmp_path):
 
 def test_unknown_names_and_folders(tmp_path):
     with pytest.raises(InputError, match=r'expected one of eurosat-rgb-spatial.*imagefolder'):
-        load_benchmark('eurosat', tmp_path)
+        load_benchmark('eurosats', tmp_path)
     with pytest.raises(InputError, match='There is no folder'):
         load_benchmark('ucmerced', tmp_path / 'no')
     with pytest.raises(InputError, match=r'ucmerced lacks UCMerced_LandUse.*https://'):

@@ -13,12 +13,11 @@ from torch.utils.data import Dataset
 from gfm_jepa.data.benchmarks import Benchmark
 from gfm_jepa.errors import InputError
 from gfm_jepa.evaluation.baselines import ImageStatistics, RandomConvolutions, random_init
+from gfm_jepa.evaluation.classifiers import knn_probe, linear_probe
 from gfm_jepa.evaluation.features import EncoderFeatures, Features, extract_features
 from gfm_jepa.evaluation.logistic import LogisticRegression
 from gfm_jepa.evaluation.probes import (
     format_table,
-    knn_probe,
-    linear_probe,
     probe,
     report,
     write_rows,

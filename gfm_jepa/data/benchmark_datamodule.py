@@ -1,43 +1,65 @@
-"""The training part of a benchmark to pretrain on, under ``data:`` of `gfm-jepa fit`."""
+"""A benchmark under ``data:`` of `gfm-jepa fit`: what labels are learned from."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
+from ..errors import InputError
+from ..modalities import MODALITIES
 from .benchmarks import Benchmark, load_benchmark
 from .datamodules import PretrainDataModule
+from .few_labels import labels_of_dataset, stratified
 from .samplers import ResumableLoader
 
 
 class BenchmarkDataModule(PretrainDataModule):
-    """A benchmark by its name: pretrains on its training part only, probes on its validation part.
+    """Any benchmark that `load_benchmark` knows, in its own train, val and test parts.
 
     Args:
-        name: As `gfm_jepa.data.benchmarks.load_benchmark` takes it, such as ``eurosat-spatial``.
+        dataset: Its name, such as ``eurosat-rgb-spatial``; or a `Benchmark` that is open already.
         root: Folder of the data.
-        modalities: That of the benchmark, perhaps with statistics of its own.
+        label_share: Share of the labels of train to learn from, 0..1, equal in all classes.
+        draw: Which draw of these.
         batch_size: Samples of a batch on one rank.
         num_workers: Processes that read.
 
     Raises:
-        InputError: If the name is unknown, or data are missing or broken.
+        InputError: If there is no such benchmark, or its data are missing.
     """
 
     def __init__(
         self,
-        name: str,
-        root: str,
-        modalities: list[str | dict[str, Any]] | None = None,
+        dataset: str | Benchmark,
+        root: str = '.',
+        label_share: float = 1.0,
+        draw: int = 0,
         batch_size: int = 64,
         num_workers: int = 0,
     ) -> None:
-        self.benchmark: Benchmark = load_benchmark(name, root)
-        super().__init__(modalities or [self.benchmark.modality], batch_size, num_workers)
+        benchmark = load_benchmark(dataset, root) if isinstance(dataset, str) else dataset
+        super().__init__([MODALITIES[benchmark.modality].to_dict()], batch_size, num_workers)
+        self.benchmark = benchmark
+        self.train_dataset: Dataset[Any] = benchmark.train
+        if label_share != 1.0:
+            ids = stratified(labels_of_dataset(benchmark.train), label_share, draw)
+            self.train_dataset = Subset(benchmark.train, ids.tolist())
+        if len(self.train_dataset) < batch_size:  # type: ignore[arg-type]  # it has a length
+            raise InputError(
+                f'The train part of {benchmark.name} has {len(self.train_dataset)} samples, fewer '  # type: ignore[arg-type]
+                f'than one batch of {batch_size}; lower batch_size.'
+            )
 
     @property
-    def train_dataset(self) -> Dataset[Any]:
-        """The training part."""
-        return self.benchmark.train
+    def class_names(self) -> list[str]:
+        """Names by label."""
+        return list(self.benchmark.classes)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Tell the encoder how many metres a pixel covers, where the benchmark says so."""
+        if isinstance(batch, Mapping) and self.benchmark.gsd is not None and 'gsd' not in batch:
+            return {**batch, 'gsd': {self.benchmark.modality: self.benchmark.gsd}}
+        return batch
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches ``{modality: (B, C, H, W), 'label': (B,)}`` in raw units."""
@@ -45,16 +67,19 @@ class BenchmarkDataModule(PretrainDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """The validation part, in order."""
-        return DataLoader(self.benchmark.val, self.batch_size, num_workers=self.num_workers)
+        return self._in_order(self.benchmark.val)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The test part, in order."""
-        return DataLoader(self.benchmark.test, self.batch_size, num_workers=self.num_workers)
+        return self._in_order(self.benchmark.test)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The validation part, in order."""
-        return self.val_dataloader()
+        """The test part, in order."""
+        return self.test_dataloader()
 
     def probe_datasets(self) -> tuple[Dataset[Any], Dataset[Any]]:
         """Labelled training and validation parts, for the online kNN probe."""
-        return self.benchmark.train, self.benchmark.val
+        return self.train_dataset, self.benchmark.val
+
+    def _in_order(self, dataset: Dataset[Any]) -> DataLoader[Any]:
+        return DataLoader(dataset, batch_size=4 * self.batch_size, num_workers=self.num_workers)

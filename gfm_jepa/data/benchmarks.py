@@ -1,16 +1,11 @@
 """Labelled benchmarks by name: raw chips, split as their authors split them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from torch.utils.data import Dataset
 
 from ..errors import InputError
-from ..modalities import MODALITIES
-from .eurosat import SPLITS, EuroSATRGB, Sample, with_progress
+from .eurosat import SPLITS, EuroSATRGB, with_progress
 from .images import (
     ImageFiles,
     class_images,
@@ -20,31 +15,8 @@ from .images import (
     read_cifar10,
     split_by_class,
 )
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A labelled dataset in three parts.
-
-    Attributes:
-        name: As in `load_benchmark`.
-        split: Which split lists: ``spatial``, ``random0``, ``official``, ...
-        modality: Key of the rasters in a sample, such as ``rgb``.
-        gsd: Ground sampling distance, metres per pixel; None if the files do not tell.
-        train: Of samples {modality: (C, H, W) float32 in raw units, 'label': int64 scalar}.
-        val: Likewise.
-        test: Likewise.
-        classes: Names by label.
-    """
-
-    name: str
-    split: str
-    modality: str
-    gsd: float | None
-    train: Dataset[Sample]
-    val: Dataset[Sample]
-    test: Dataset[Sample]
-    classes: tuple[str, ...]
+from .labelled import Benchmark as Benchmark  # read from here by the rest
+from .torchgeo_benchmarks import bigearthnet, eurosat, resisc45, so2sat, ucmerced
 
 
 def load_benchmark(name: str, root: str | Path) -> Benchmark:
@@ -52,7 +24,9 @@ def load_benchmark(name: str, root: str | Path) -> Benchmark:
 
     Args:
         name: ``eurosat-rgb-spatial``, ``eurosat-rgb-random0``, ``eurosat-rgb-csv`` (JPEG),
-            ``eurosat-spatial``, ``eurosat-100`` (13 bands, torchgeo's layout), ``ucmerced``,
+            ``eurosat``, ``eurosat-spatial``, ``eurosat-100`` (13 bands), ``ucmerced``,
+            ``resisc45``, ``bigearthnet`` (Sentinel-2, 19 classes, several a sample), ``so2sat``
+            (Sentinel-2), all these in torchgeo's layout;
             ``imagefolder``: ``train/ val/ test/`` with a folder a class in each, or one folder a
             class, which is then split 60/20/20 a class with seed 0; or ``cifar10``.
         root: Folder of the data.
@@ -67,78 +41,9 @@ def load_benchmark(name: str, root: str | Path) -> Benchmark:
     return BENCHMARKS[name](name, Path(root))
 
 
-class TorchgeoChips(Dataset[Sample]):
-    """A classification dataset of torchgeo, its key ``image`` renamed to a modality's name.
-
-    No transforms, hence raw values: torchgeo normalises in its data modules, our encoder within.
-
-    Args:
-        dataset: A ``NonGeoClassificationDataset`` without transforms.
-        modality: Name of the modality whose bands, in that order, it gives.
-    """
-
-    def __init__(self, dataset: Any, modality: str) -> None:
-        self.dataset = dataset
-        self.modality = modality
-
-    def __len__(self) -> int:
-        """Return the number of chips."""
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Return the raw chip (C, H, W), float32, and its label."""
-        try:
-            sample = self.dataset[index]
-        except OSError as error:
-            path = self.dataset.imgs[index][0]
-            raise InputError(f'{path} is a broken image ({error}); replace it.') from error
-        return {self.modality: sample['image'].float(), 'label': sample['label'].long()}
-
-
 def _eurosat_rgb(split_lists: str, name: str, root: Path) -> Benchmark:
     train, val, test = (EuroSATRGB(root, split, split_lists) for split in SPLITS)
     return Benchmark(name, split_lists, 'rgb', 10.0, train, val, test, tuple(train.classes))
-
-
-def _eurosat(class_name: str, split: str, name: str, root: Path) -> Benchmark:
-    """EuroSAT with 13 bands; torchgeo picks the bands by name, so B8A comes where ours is."""
-    from torchgeo import datasets
-
-    cls = getattr(datasets, class_name)
-    needed = [cls.base_dir, *cls.split_filenames.values()]
-    _require(name, root, needed, f'{cls.url}{cls.filename} and the lists beside it')
-    bands = MODALITIES['s2_l1c'].bands
-    return _wrap(name, split, 's2_l1c', 10.0, partial(cls, root, bands=bands, checksum=False))
-
-
-def _ucmerced(name: str, root: Path) -> Benchmark:
-    """UC Merced, 256 x 256 pixels (torchgeo resizes the few others) of one foot."""
-    from torchgeo.datasets import UCMerced
-    from torchgeo.datasets.utils import check_integrity
-
-    lists = UCMerced.split_filenames
-    where = f'{UCMerced.url}{UCMerced.filename} and the lists beside it'
-    _require(name, root, [UCMerced.base_dir, *lists.values()], where)
-    sums = UCMerced.split_sha256s
-    official = all(check_integrity(root / lists[s], sha256=sums[s]) for s in SPLITS)
-    split = 'official' if official else 'unofficial'
-    return _wrap(name, split, 'rgb', 0.3048, partial(UCMerced, root, checksum=False))
-
-
-def _wrap(name: str, split: str, modality: str, gsd: float, build: Callable[..., Any]) -> Benchmark:
-    """Open the three parts of a torchgeo dataset."""
-    try:
-        parts = [build(split=part, transforms=None, download=False) for part in SPLITS]
-    except FileNotFoundError as error:  # torchvision's, when a class has no image in a part
-        raise InputError(f'The images of {name} do not match its split lists: {error}') from error
-    train, val, test = (TorchgeoChips(part, modality) for part in parts)
-    return Benchmark(name, split, modality, gsd, train, val, test, tuple(parts[0].classes))
-
-
-def _require(name: str, root: Path, needed: Sequence[str], where: str) -> None:
-    missing = [item for item in needed if not (root / item).exists()]
-    if missing:
-        raise InputError(f'{name} lacks {missing[0]} in {root}; get it from {where}.')
 
 
 def _imagefolder(name: str, root: Path) -> Benchmark:
@@ -195,9 +100,13 @@ BENCHMARKS: dict[str, Callable[[str, Path], Benchmark]] = {
     'eurosat-rgb-spatial': partial(_eurosat_rgb, 'spatial'),
     'eurosat-rgb-random0': partial(_eurosat_rgb, 'random0'),
     'eurosat-rgb-csv': partial(_eurosat_rgb, 'csv'),
-    'eurosat-spatial': partial(_eurosat, 'EuroSATSpatial', 'spatial'),
-    'eurosat-100': partial(_eurosat, 'EuroSAT100', '100'),
-    'ucmerced': _ucmerced,
+    'eurosat': partial(eurosat, 'EuroSAT', 'official'),
+    'eurosat-spatial': partial(eurosat, 'EuroSATSpatial', 'spatial'),
+    'eurosat-100': partial(eurosat, 'EuroSAT100', '100'),
+    'ucmerced': ucmerced,
+    'resisc45': resisc45,
+    'bigearthnet': bigearthnet,
+    'so2sat': so2sat,
     'imagefolder': _imagefolder,
     'cifar10': _cifar10,
 }

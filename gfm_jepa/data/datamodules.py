@@ -44,6 +44,11 @@ class PretrainDataModule(LightningDataModule):
         """The modalities with the statistics that the data may have given them, for the task."""
         return [m.to_dict() for m in self.modalities]
 
+    @property
+    def class_names(self) -> list[str]:
+        """Names by label, for tasks that learn from labels; none without labels."""
+        return []
+
     train_dataset: Any  # a dataset, once `setup` has run for ``fit``
 
     def train_groups(self) -> list[Sequence[int]]:

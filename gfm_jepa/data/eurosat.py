@@ -162,11 +162,11 @@ def decode_rgb(path: Path) -> NDArray[np.uint8]:
         raise InputError(f'{path} is a broken image ({error}); replace it or unlist it.') from error
 
 
-def with_progress(files: Sequence[Path], title: str) -> Iterable[Path]:
+def with_progress[T](files: Sequence[T], title: str) -> Iterable[T]:
     """Pass files on, with a bar once it has taken more than two seconds."""
     from tqdm import tqdm
 
-    bar: Iterable[Path] = tqdm(files, desc=title, unit='file', delay=2, leave=False)
+    bar: Iterable[T] = tqdm(files, desc=title, unit='file', delay=2, leave=False)
     return bar
 
 

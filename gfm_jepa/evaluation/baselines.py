@@ -119,6 +119,11 @@ class _Images:
         return {'image': self.scale(self.dataset[int(index)][self.modality].float())}
 
 
+def features_of_twin(encoder: BaseEncoder, features: str) -> str:
+    """What to compare a random twin by: where the weights have a readout, what that is made of."""
+    return 'depths' if encoder.num_features != encoder.embed_dim else features
+
+
 def random_init(encoder: BaseEncoder, seed: int = 0) -> BaseEncoder:
     """Build the same architecture with new random weights, in evaluation mode.
 

@@ -10,7 +10,8 @@ class LogisticRegression:
 
     Args:
         inputs: (N, D), standardised.
-        labels: (N,), each class at least once.
+        labels: (N,), each class at least once; or (N, K) with 1 for each class of a sample, which
+            makes a regression of each class against the rest.
         max_iter: Of L-BFGS, for each C.
         tolerance: Smallest change of the mean loss that is worth another iteration.
 
@@ -22,11 +23,14 @@ class LogisticRegression:
     def __init__(
         self, inputs: Tensor, labels: Tensor, max_iter: int = 300, tolerance: float = 1e-6
     ) -> None:
-        self.labels, self.max_iter, self.tolerance = labels, max_iter, tolerance
+        self.several = labels.ndim == 2
+        self.labels = labels.float() if self.several else labels
+        self.max_iter, self.tolerance = max_iter, tolerance
         exact = inputs.double()
         self.curvature, axes = torch.linalg.eigh(exact.T @ exact / len(inputs))
         self.rotated, self.axes = (exact @ axes).float(), axes.float()
-        self.weight = torch.zeros(int(labels.max()) + 1, inputs.shape[1])
+        count = labels.shape[1] if self.several else int(labels.max()) + 1
+        self.weight = torch.zeros(count, inputs.shape[1])
         self.bias = torch.zeros(len(self.weight))
 
     def __call__(self, C: float) -> tuple[Tensor, Tensor]:
@@ -45,7 +49,7 @@ class LogisticRegression:
 
         def closure() -> Tensor:
             solver.zero_grad()
-            loss: Tensor = F.cross_entropy(inputs @ weight.T + bias, self.labels)
+            loss: Tensor = self._mean_loss(inputs @ weight.T + bias)
             loss = loss + (weight * scale).square().sum() * (penalty / 2)
             loss.backward()
             return loss
@@ -53,3 +57,10 @@ class LogisticRegression:
         solver.step(closure)
         self.weight, self.bias = weight.detach() * scale, bias.detach()
         return self.weight @ self.axes.T, self.bias
+
+    def _mean_loss(self, logits: Tensor) -> Tensor:
+        """Mean over samples; of several classes, their sum."""
+        if not self.several:
+            return F.cross_entropy(logits, self.labels)
+        mean: Tensor = F.binary_cross_entropy_with_logits(logits, self.labels)
+        return mean * logits.shape[1]

@@ -12,31 +12,14 @@ from torch import Tensor
 
 from ..data.benchmarks import Benchmark
 from ..errors import InputError
-from ..metrics import knn_predict
 from ..models import BaseEncoder
-from .baselines import ImageStatistics, RandomConvolutions, random_init
+from .baselines import ImageStatistics, RandomConvolutions, features_of_twin, random_init
+from .classifiers import knn_probe as knn_probe  # read from here by benchmarks
+from .classifiers import linear_probe as linear_probe
 from .features import Embed, EncoderFeatures, Features, extract_features
-from .logistic import LogisticRegression
 from .plots import confusion_matrix, probe_bars, save
 
 Row = dict[str, Any]
-
-GRID = tuple(10.0**e for e in range(-4, 4))  # of C, the inverse strength of the penalty
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """What a probe found.
-
-    Attributes:
-        accuracy: Share of the test part that is right, 0..1.
-        predictions: (N,) labels predicted for the test part.
-        C: Inverse strength of the penalty that was chosen; None for kNN.
-    """
-
-    accuracy: float
-    predictions: Tensor
-    C: float | None = None
 
 
 @dataclass(frozen=True)
@@ -52,51 +35,6 @@ class Outcome:
     row: Row
     labels: Tensor
     predictions: Tensor
-
-
-def knn_probe(train: Features, test: Features, k: int = 5) -> ProbeResult:
-    """Classify by the k nearest neighbours in cosine similarity; a tie goes to the nearest."""
-    predictions = knn_predict(train.embeddings, train.labels, test.embeddings, k)
-    return ProbeResult(_accuracy(predictions, test.labels), predictions)
-
-
-def linear_probe(
-    train: Features,
-    val: Features,
-    test: Features,
-    grid: Sequence[float] = GRID,
-    progress: bool = True,
-) -> ProbeResult:
-    """Classify by logistic regression with L2 penalty, fitted by L-BFGS on the train part.
-
-    Features are standardised by mean and standard deviation of the train part. C is the smallest
-    of those with the highest accuracy on the validation part; the grid is left when two values in
-    a row were worse than the best.
-
-    Args:
-        train: What is fitted.
-        val: What C is chosen on.
-        test: What is reported.
-        grid: Values of C, rising, as scikit-learn's LogisticRegression means it.
-        progress: Show a bar once it has taken more than two seconds.
-    """
-    from tqdm import tqdm
-
-    mean, std = train.embeddings.mean(dim=0), train.embeddings.std(dim=0, correction=0)
-    std = std.where(std > 1e-8 * mean.abs().clamp_min(1e-8), 1.0)
-    fit = LogisticRegression((train.embeddings - mean) / std, train.labels)
-    held, shown = (val.embeddings - mean) / std, (test.embeddings - mean) / std
-    best, best_C, predictions, worse = -1.0, grid[0], test.labels, 0
-    for C in tqdm(grid, 'Linear probe', delay=2, leave=False, disable=not progress, unit='fit'):
-        weight, bias = fit(C)
-        accuracy = _accuracy((held @ weight.T + bias).argmax(dim=1), val.labels)
-        worse = worse + 1 if accuracy < best else 0
-        if accuracy > best:
-            best, best_C = accuracy, C
-            predictions = (shown @ weight.T + bias).argmax(dim=1)
-        if worse == 2:
-            break
-    return ProbeResult(_accuracy(predictions, test.labels), predictions, best_C)
 
 
 def probe(
@@ -212,8 +150,7 @@ def _embeds(
         yield 'image statistics', 'statistics', ImageStatistics(benchmark.modality)
         yield 'RCF-512', 'rcf', RandomConvolutions(benchmark.train, benchmark.modality)
         twin = random_init(encoder, seed)
-        # What a readout is made of, where the weights have one: the twin has none to fit.
-        kind = 'depths' if twin.num_features != encoder.num_features else features
+        kind = features_of_twin(encoder, features)
         yield 'random init', kind, EncoderFeatures(twin, name, benchmark, kind)
 
 
@@ -226,14 +163,7 @@ def _outcome(
 ) -> Outcome:
     """Run both probes."""
     train, val, test = parts
-    known = set(train.labels.tolist())
-    if unknown := (set(val.labels.tolist()) | set(test.labels.tolist())) - known:
-        raise InputError(
-            f'Class {benchmark.classes[min(unknown)]!r} of {benchmark.name} has no image in the '
-            f'train part; add some, or leave the class out.'
-        )
-    if len(known) < 2:
-        raise InputError(f'The train part of {benchmark.name} has one class only; give two.')
+    require_classes(benchmark, parts)
     linear = linear_probe(train, val, test, progress=progress)
     row = {
         'name': title,
@@ -251,5 +181,23 @@ def _outcome(
     return Outcome(row, test.labels, linear.predictions)
 
 
-def _accuracy(predictions: Tensor, labels: Tensor) -> float:
-    return int((predictions == labels).sum()) / max(len(labels), 1)
+def require_classes(benchmark: Benchmark, parts: tuple[Features, Features, Features]) -> None:
+    """Refuse what cannot be learned or tested.
+
+    Raises:
+        InputError: If train has one class only, or lacks one that val or test has.
+    """
+    known, *others = (_classes(part.labels) for part in parts)
+    if unknown := set().union(*others) - known:
+        raise InputError(
+            f'Class {benchmark.classes[min(unknown)]!r} of {benchmark.name} has no image in the '
+            f'train part; add some, or leave the class out.'
+        )
+    if len(known) < 2:
+        raise InputError(f'The train part of {benchmark.name} has one class only; give two.')
+
+
+def _classes(labels: Tensor) -> set[int]:
+    """Which classes there are among labels (N,) or (N, K)."""
+    several = labels.ndim == 2
+    return set(labels.amax(dim=0).nonzero().flatten().tolist() if several else labels.tolist())

@@ -74,6 +74,8 @@ class RawPatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map raw (B, C, H, W) to (B, H / p, W / p, D)."""
+        if self.training and not any(p.requires_grad for p in self.parameters()):
+            self.eval()  # frozen: batch norms keep their statistics
         tokens: Tensor = self.embed.project(x)[0]
         return tokens.reshape(len(x), *self.embed.grid(tuple(x.shape)), -1)
 

@@ -66,10 +66,12 @@ class GfmJepaCLI(LightningCLI):
         return super().init_parser(**kwargs, exit_on_error=False)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Say once, under data, which modalities there are; images give theirs statistics."""
+        """Say once, under data, which modalities and classes there are."""
         parser.link_arguments(
             'data.modality_specs', 'model.init_args.modalities', apply_on='instantiate'
         )
+        # Tasks without classes have no such argument, and the link does nothing then.
+        parser.link_arguments('data.class_names', 'model.init_args.classes', apply_on='instantiate')
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has unless it is told otherwise: loggers, guards, whole checkpoints.

@@ -1,0 +1,54 @@
+"""Keep a linear probe as a head, so that it classifies images later."""
+
+import io
+from pathlib import Path
+
+import torch
+
+from ..data.benchmarks import Benchmark
+from ..data.index import write_whole
+from ..models.heads import ClassificationHead, HeadFacts, head_state
+from .classifiers import LinearMap, ProbeResult
+from .methods import Method
+
+
+class HeadWriter:
+    """Writes the first linear probe that comes, with its encoder, as one file.
+
+    Args:
+        path: What to write; `gfm-jepa classify` and `from_pretrained` read it.
+        benchmark: What the head learned from.
+    """
+
+    def __init__(self, path: Path, benchmark: Benchmark) -> None:
+        self.path, self.benchmark, self.written = path, benchmark, False
+
+    def __call__(self, method: Method, probe: ProbeResult) -> None:
+        """Write it, unless that is done, or the features are hand-made."""
+        if self.written or method.encoder is None or probe.linear is None:
+            return
+        key, known = self.benchmark.modality, self.benchmark
+        sizes = {key: list(known.test[0][key].shape[-2:])}
+        facts = HeadFacts(
+            known.classes, method.features, known.multilabel, sizes,
+            {} if known.gsd is None else {key: known.gsd},
+        )  # fmt: skip
+        buffer = io.BytesIO()
+        torch.save(head_state(method.encoder, as_head(probe.linear), facts), buffer)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, buffer.getvalue())
+        self.written = True
+
+
+def as_head(linear: LinearMap) -> ClassificationHead:
+    """The module that computes the same logits."""
+    count, width = linear.weight.shape
+    head = ClassificationHead(width, count).eval()
+    norm = head.norm
+    assert norm.running_mean is not None and norm.running_var is not None
+    with torch.no_grad():
+        norm.running_mean.copy_(linear.mean)
+        norm.running_var.copy_(linear.std.square() - norm.eps)  # which batch norm adds again
+        head.linear.weight.copy_(linear.weight)
+        head.linear.bias.copy_(linear.bias)
+    return head

@@ -1,0 +1,169 @@
+"""A head on an encoder: what says a class."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .base import BaseEncoder, Batch
+from .building import build
+from .hub import load_checkpoint
+from .weight_files import Source
+
+FEATURES = ('embedding', 'depths')
+
+
+@dataclass(frozen=True)
+class HeadFacts:
+    """What a head is for; plain values in a checkpoint.
+
+    Attributes:
+        classes: Names by label.
+        features: What it reads: ``embedding``, or ``depths`` (several depths pooled).
+        multilabel: Whether a sample may have several classes.
+        image_sizes: Height and width, pixels, of the chips that it learned from, by modality.
+        gsd: Their metres per pixel, by modality, where it was told.
+    """
+
+    classes: Sequence[str]
+    features: str = 'embedding'
+    multilabel: bool = False
+    image_sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    gsd: Mapping[str, float] = field(default_factory=dict)
+
+
+class ClassificationHead(nn.Module):
+    """Standardise features by their running statistics, then a linear map that starts at 0.
+
+    Args:
+        width: Of the features D.
+        num_classes: Outputs K.
+
+    Source: He et al., "Masked autoencoders are scalable vision learners" (2022), appendix A.1, for
+        the batch norm without parameters.
+    """
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False)
+        self.linear = nn.Linear(width, num_classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, D) to logits (B, K)."""
+        logits: Tensor = self.linear(self.norm(features))
+        return logits
+
+
+class Classifier(nn.Module):
+    """An encoder and a head, in evaluation mode: raw rasters in, probabilities out.
+
+    Args:
+        encoder: Embeds.
+        head: Reads the embedding.
+        facts: What the head is for.
+    """
+
+    def __init__(self, encoder: BaseEncoder, head: ClassificationHead, facts: HeadFacts) -> None:
+        super().__init__()
+        self.encoder, self.head, self.facts = encoder, head, facts
+        self.eval()
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Tensor:
+        """Classify rasters (B, C, H, W) by modality, raw units, any subset of the modalities.
+
+        Returns:
+            (B, K) probabilities: they sum to 1, or each is one class's own if it is multi-label;
+            NaN for a sample without valid pixels.
+        """
+        known = {'gsd': dict(self.facts.gsd), **batch} if self.facts.gsd else batch
+        logits = self.head(encode(self.encoder, known, self.facts.features))
+        return probabilities(logits, self.facts.multilabel)
+
+
+def encode(encoder: BaseEncoder, batch: Batch, features: str) -> Tensor:
+    """Embed a batch (B, D) with the ``embedding`` or the ``depths`` of an encoder."""
+    if features == 'depths':
+        return encoder.forward_depths(batch)
+    embedding: Tensor = encoder(batch)
+    return embedding
+
+
+def probabilities(logits: Tensor, multilabel: bool) -> Tensor:
+    """Of classes that exclude each other, or each class's own (B, K)."""
+    return logits.sigmoid() if multilabel else torch.softmax(logits, dim=1)
+
+
+def feature_width(encoder: BaseEncoder, features: str) -> int:
+    """Width D of the features.
+
+    Raises:
+        InputError: If there are no such features.
+    """
+    if features not in FEATURES:
+        raise InputError(f'Unknown features {features!r}: expected {" or ".join(FEATURES)}.')
+    if features == 'embedding':
+        return encoder.num_features
+    name, modality = next(iter(encoder.modalities.items()))
+    step = encoder.patch_sizes[name]
+    side = -(-64 // step) * step
+    mean = torch.tensor(modality.mean).view(1, -1, 1, 1).expand(1, -1, side, side)
+    training = encoder.training
+    with torch.no_grad():
+        width = encoder.eval().forward_depths({name: mean}).shape[1]
+    encoder.train(training)
+    return width
+
+
+def head_state(encoder: BaseEncoder, head: ClassificationHead, facts: HeadFacts) -> dict[str, Any]:
+    """What a file of encoder and head holds: plain values and tensors, as checkpoints do."""
+    state = {f'encoder.{k}': v.detach().cpu() for k, v in encoder.state_dict().items()}
+    state |= {f'head.{k}': v.detach().cpu() for k, v in head.state_dict().items()}
+    return {
+        'encoder_config': encoder.config, 'encoder_prefix': 'encoder.', 'state_dict': state,
+        'head': head_facts(facts),
+    }  # fmt: skip
+
+
+def head_facts(facts: HeadFacts) -> dict[str, Any]:
+    """The facts as plain values."""
+    return {
+        'classes': list(facts.classes), 'features': facts.features,
+        'multilabel': facts.multilabel,
+        'image_sizes': {k: list(v) for k, v in facts.image_sizes.items()}, 'gsd': dict(facts.gsd),
+    }  # fmt: skip
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """Load encoder and head from a checkpoint of the task `Classification`, or a saved head.
+
+    Raises:
+        InputError: If there is no such file, or it holds no head, or its parts do not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f'There is no file {path}; name the checkpoint of a classifier.')
+    checkpoint = load_checkpoint(path)
+    if 'head' not in checkpoint:
+        raise InputError(
+            f'{path} holds an encoder, but no head; name a checkpoint of gfm_jepa.tasks.'
+            f'Classification, or what `gfm-jepa benchmark --save-head` wrote.'
+        )
+    facts, state = HeadFacts(**checkpoint['head']), checkpoint['state_dict']
+    own = {
+        part: {k.removeprefix(part): v.clone() for k, v in state.items() if k.startswith(part)}
+        for part in ('encoder.', 'head.')
+    }
+    encoder = build(Source(checkpoint['encoder_config'], own['encoder.'], str(path)))
+    head = ClassificationHead(feature_width(encoder, facts.features), len(facts.classes))
+    try:
+        head.load_state_dict(own['head.'])
+    except RuntimeError as error:
+        raise InputError(f'The head of {path} does not fit its encoder; train it again.') from error
+    return Classifier(encoder, head, facts)

@@ -1,0 +1,250 @@
+"""Classes of chips: a head on an encoder, frozen or fine-tuned, of one or several modalities."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MultilabelAveragePrecision,
+    MultilabelF1Score,
+)
+
+from ..errors import InputError
+from ..models.heads import (
+    ClassificationHead,
+    HeadFacts,
+    encode,
+    feature_width,
+    head_facts,
+    probabilities,
+)
+from ..views import Views
+from .base import (
+    EncoderConfig,
+    ModalitySpecs,
+    OptimizerConfig,
+    PretrainTask,
+    as_config,
+    plain,
+)
+from .layer_decay import layered_optimizer
+from .mixup import mix
+from .starting import encoder_from
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """How the head learns, and the encoder with it.
+
+    Args:
+        frozen: Whether the encoder stays as it is, in evaluation mode; only the head learns then.
+        features: What the head reads: ``embedding``, or ``depths`` (several depths pooled, wider).
+        layer_decay: Factor of the learning rate from one layer to the one below.
+        label_smoothing: Share of the target that goes to all classes alike.
+        mixup: Both parameters of the Beta distribution from which mixing weights are drawn; 0 mixes
+            nothing. Where one of two mixed samples has no data, the mixture has none.
+        multilabel: Whether a sample may have several classes; labels are (B, K) of 0 and 1 then.
+    """
+
+    frozen: bool = False
+    features: str = 'embedding'
+    layer_decay: float = 1.0
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    multilabel: bool = False
+
+
+# One view, whole: what of `Views` is left are flips and quarter turns.
+TURNED = Views(num_global=1, global_scale=(1.0, 1.0), gain=0.0, offset=0.0)
+
+
+class Classification(PretrainTask):
+    """Fit a head to labels, on an encoder of any of its modalities.
+
+    A sample may lack modalities, in training and later. One that lacks all is left out of the
+    loss, and refused when it should be classified.
+
+    Args:
+        modalities: What to embed: known names, YAML paths, or mappings of `Modality` fields.
+        classes: Names by label.
+        weights: Encoder to start from, as `from_pretrained` takes it; null starts anew.
+        encoder: Which encoder, if `weights` is null.
+        optimizer: How to train; one weight decay from beginning to end.
+        head: How the head learns, and what of the encoder.
+        views: How a training sample is changed: one view of it.
+        leave_out: Modalities that are taken away when validating and testing.
+
+    Raises:
+        InputError: If there are fewer than two classes, or several views.
+    """
+
+    monitor = 'val_accuracy'
+    mode = 'max'
+
+    def __init__(
+        self,
+        modalities: ModalitySpecs,
+        classes: Sequence[str],
+        weights: str | None = None,
+        encoder: EncoderConfig = EncoderConfig(stem='conv'),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        head: HeadConfig = HeadConfig(),
+        views: Views = TURNED,
+        leave_out: Sequence[str] = (),
+    ) -> None:
+        self.classes, self.weights = list(classes), weights
+        self.head_config = as_config(HeadConfig, head)
+        self.views, self.leave_out = as_config(Views, views), list(leave_out)
+        self._refuse(as_config(OptimizerConfig, optimizer))
+        self.shown: dict[str, Any] = {}  # sizes and gsd of the chips that it learns from
+        super().__init__(modalities, encoder, optimizer)
+
+    def _refuse(self, optimizer: OptimizerConfig) -> None:
+        """Look at what can be wrong before anything is built."""
+        if len(self.classes) < 2:
+            raise InputError(f'There are {len(self.classes)} classes; expected two or more.')
+        if self.views.num_global != 1 or self.views.num_local:
+            raise InputError(
+                f'Classification takes one view of a sample, but views ask for '
+                f'{self.views.num_global} global and {self.views.num_local} local ones; set '
+                f'num_global: 1 and num_local: 0.'
+            )
+        if optimizer.final_weight_decay is not None:
+            raise InputError('Classification keeps one weight decay; leave out final_weight_decay.')
+
+    def configure_models(self) -> None:
+        """Load or build the encoder, and put a head on it."""
+        if self.weights is None:
+            super().configure_models()
+        else:
+            self.encoder = encoder_from(self.weights, self.modality_specs)
+        c = self.head_config
+        self.head = ClassificationHead(feature_width(self.encoder, c.features), len(self.classes))
+        self.encoder.requires_grad_(not c.frozen)
+        self.train()  # weights come in evaluation mode
+
+    def configure_metrics(self) -> None:
+        """Accuracy and calibration error; of several labels, average precision and F1."""
+        count = len(self.classes)
+        metrics: dict[str, Any] = {
+            'accuracy': MulticlassAccuracy(count, average='micro'),
+            'accuracy_by_class': MulticlassAccuracy(count, average='macro'),
+            'calibration_error': MulticlassCalibrationError(count),
+        }
+        if self.head_config.multilabel:
+            self.monitor = 'val_average_precision'
+            metrics = {
+                'average_precision': MultilabelAveragePrecision(count),
+                'f1': MultilabelF1Score(count),
+            }
+        self.metrics = torch.nn.ModuleDict(
+            {p: MetricCollection(metrics).clone(prefix=f'{p}_') for p in ('val', 'test')}
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch modes; a frozen encoder stays in evaluation mode, its batch norms too."""
+        super().train(mode)
+        if self.head_config.frozen and hasattr(self, 'encoder'):
+            self.encoder.eval()
+        return self
+
+    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+        """Embed a batch: (B, D)."""
+        return encode(self.encoder, batch, self.head_config.features)
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Probabilities (B, K)."""
+        logits = self.head(self.forward(self._without(batch)))
+        return probabilities(logits, self.head_config.multilabel)
+
+    def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Cross entropy of one changed, perhaps mixed, view of each sample."""
+        generator = self.generator(batch_idx)
+        modalities, patches = self.encoder.modalities, self.encoder.patch_sizes
+        view = self.views.make(batch, modalities, patches, generator)[0]
+        targets = self._targets(batch['label'])
+        if self.head_config.mixup:
+            view, targets = mix(view, targets, self.head_config.mixup, generator)
+        features = self.forward(view)
+        there = features.detach().isfinite().all(dim=1)
+        if not bool(there.all()):
+            features, targets = features[there], targets[there]
+        if len(features) < 2:
+            raise InputError('Fewer than two samples of a batch have valid pixels; leave them out.')
+        self.log_health(features)
+        return self._criterion(self.head(features), targets)
+
+    def _targets(self, labels: Tensor) -> Tensor:
+        """Labels (B,) or (B, K) as shares (B, K), smoothed."""
+        smoothing, count = self.head_config.label_smoothing, len(self.classes)
+        if self.head_config.multilabel:
+            return labels.float() * (1 - smoothing) + smoothing / 2
+        return F.one_hot(labels, count).float() * (1 - smoothing) + smoothing / count
+
+    def _criterion(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.head_config.multilabel:
+            return F.binary_cross_entropy_with_logits(logits, targets)
+        return F.cross_entropy(logits, targets)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Remember what chips look like, and take the loss."""
+        if not self.shown:
+            rasters, gsd = self.encoder.rasters(batch), batch.get('gsd', {})
+            self.shown = {
+                'image_sizes': {k: list(x.shape[-2:]) for k, x in rasters.items()},
+                'gsd': {k: float(torch.as_tensor(v).flatten()[0]) for k, v in gsd.items()},
+            }
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Log loss and metrics."""
+        self._evaluate('val', batch)
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Log loss and metrics."""
+        self._evaluate('test', batch)
+
+    def _evaluate(self, part: str, batch: Mapping[str, Any]) -> None:
+        features, labels = self.forward(self._without(batch)), batch['label']
+        if lost := int((~features.isfinite()).any(dim=1).sum()):
+            raise InputError(
+                f'{lost} of {len(labels)} samples have no valid pixel; leave them out.'
+            )
+        logits = self.head(features)
+        loss = self._criterion(logits, self._targets(labels))
+        self.log(f'{part}_loss', loss, batch_size=len(labels), sync_dist=True)
+        metrics = self.metrics[part]
+        metrics.update(logits, labels)  # type: ignore[operator]
+        self.log_dict(metrics, batch_size=len(labels))
+
+    def _without(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The batch less the modalities that are left out."""
+        return {k: v for k, v in batch.items() if k not in self.leave_out}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the head is for, so that encoder and head load without this task."""
+        super().on_save_checkpoint(checkpoint)
+        c = self.head_config
+        checkpoint['head'] = head_facts(
+            HeadFacts(self.classes, c.features, c.multilabel, **self.shown)
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on as the run that was broken off."""
+        super().on_load_checkpoint(checkpoint)
+        if head := checkpoint.get('head'):
+            self.shown = {k: plain(head[k]) for k in ('image_sizes', 'gsd') if head[k]}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, its rates by layer and set per optimizer step."""
+        return layered_optimizer(
+            self.encoder, self.head.parameters(), self.optimizer_config,
+            self.head_config.layer_decay, self.total_steps(),
+        )  # fmt: skip

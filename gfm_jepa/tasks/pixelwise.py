@@ -1,0 +1,312 @@
+"""Answers for every pixel, from several modalities: classes, or a quantity."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+from ..errors import InputError
+from ..modalities import Modality, resolve
+from ..models import Encoder
+from ..models.pixel_heads import LinearPixels, UPerNetPixels
+from .base import EncoderConfig, ModalitySpecs, OptimizerConfig, PretrainTask, as_config
+from .layer_decay import layered_optimizer
+from .starting import encoder_from
+
+
+@dataclass(frozen=True)
+class PixelHeadConfig:
+    """How the head is made, and what learns.
+
+    Args:
+        kind: ``linear`` or ``upernet``.
+        frozen: Whether the encoder stays as it is, in evaluation mode.
+        layer_decay: Factor of the learning rate from one layer to the one below.
+        pixels: Whether the linear head sees each pixel's own bands beside its token.
+        width: Of UPerNet's decoder.
+        turn: Whether training chips are flipped and turned by quarters.
+    """
+
+    kind: str = 'linear'
+    frozen: bool = True
+    layer_decay: float = 1.0
+    pixels: bool = True
+    width: int = 64
+    turn: bool = True
+
+
+class PixelTask(PretrainTask):
+    """Base of the tasks that predict a raster of the batch from its other modalities.
+
+    Pixels where the target is NaN teach and count nothing. A sample may lack any modality but the
+    first, on whose grid the answer is.
+
+    Args:
+        modalities: What the data holds, the target included; the encoder embeds the others.
+        target: Name of the modality to predict.
+        weights: Encoder to start from, as `from_pretrained` takes it; null starts anew.
+        encoder: Which encoder, if `weights` is null.
+        optimizer: How to train.
+        head: How the head is made.
+
+    Raises:
+        InputError: If the target is not among the modalities, or there is no other.
+    """
+
+    outputs = 1
+
+    def __init__(
+        self,
+        modalities: ModalitySpecs,
+        target: str,
+        weights: str | None,
+        encoder: EncoderConfig,
+        optimizer: OptimizerConfig,
+        head: PixelHeadConfig,
+    ) -> None:
+        self.target, self.weights = target, weights
+        self.head_config = as_config(PixelHeadConfig, head)
+        known = {m.name: m for m in map(resolve, modalities)}
+        if target not in known or len(known) < 2:
+            raise InputError(
+                f'The data holds {", ".join(known)}; to predict {target or "nothing"} it has to '
+                f'hold that and another modality: see data.modalities.'
+            )
+        self.target_modality: Modality = known.pop(target)
+        self.inputs = [m.to_dict() for m in known.values() if not m.categorical]
+        super().__init__(modalities, encoder, optimizer)
+
+    def configure_models(self) -> None:
+        """Load or build the encoder of the inputs, and put a head on it."""
+        self.modality_specs = self.inputs
+        if self.weights is None:
+            super().configure_models()
+        else:
+            self.encoder = encoder_from(self.weights, self.inputs)
+        c = self.head_config
+        if not isinstance(self.encoder, Encoder):
+            raise InputError('Pixels need our own encoder; for timm models take torchgeo.tasks.')
+        first = self.inputs[0]['name']
+        if c.kind == 'linear':
+            head: Any = LinearPixels(self.encoder, first, self.outputs, c.pixels)
+        elif c.kind == 'upernet':
+            head = UPerNetPixels(self.encoder, first, self.outputs, c.width)
+        else:
+            raise InputError(f'Unknown head.kind {c.kind!r}: expected linear or upernet.')
+        self.head = head
+        self.encoder.requires_grad_(not c.frozen)
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch modes; a frozen encoder stays in evaluation mode, its batch norms too."""
+        super().train(mode)
+        if self.head_config.frozen and hasattr(self, 'encoder'):
+            self.encoder.eval()
+        return self
+
+    def answer(self, batch: Mapping[str, Any]) -> Tensor:
+        """Answers (B, K, H, W) on the grid of the first input."""
+        found: Tensor = self.head(self.encoder, batch)
+        return found
+
+    def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Loss of a batch, turned."""
+        batch = self.one_date(batch, batch_idx)
+        if self.head_config.turn:
+            batch = turn(batch, self.generator(batch_idx))
+        answers, truth = self._pair(batch)
+        return self.criterion(answers, truth)
+
+    def _pair(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Answers (B, K, H, W) and the target (B, H, W) on their grid."""
+        answers, truth = self.answer(batch), batch[self.target][:, 0]
+        if truth.shape[-2:] != answers.shape[-2:]:
+            truth = F.interpolate(truth[:, None], answers.shape[-2:], mode='nearest')[:, 0]
+        return answers, truth
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Answers in the end's unit: see `present`."""
+        return self.present(self.answer(self.one_date(batch, batch_idx)))
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Log loss and metrics."""
+        self._evaluate('val', batch, batch_idx)
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Log loss and metrics."""
+        self._evaluate('test', batch, batch_idx)
+
+    def _evaluate(self, part: str, batch: Mapping[str, Any], batch_idx: int) -> None:
+        answers, truth = self._pair(self.one_date(batch, batch_idx))
+        there = truth.isfinite()
+        if not bool(there.any()):
+            return
+        size = len(truth)
+        loss = self.criterion(answers, truth)
+        self.log(f'{part}_loss', loss, batch_size=size, sync_dist=True)
+        metrics = self.metrics[part]
+        shown = self.present(answers).movedim(1, -1)[there]
+        self.count(metrics, shown, truth[there])
+        self.log_dict(metrics, batch_size=size)
+
+    def _metrics(self, kinds: dict[str, Any]) -> None:
+        both = {p: MetricCollection(kinds).clone(prefix=f'{p}_') for p in ('val', 'test')}
+        self.metrics = torch.nn.ModuleDict(both)
+
+    def criterion(self, answers: Tensor, truth: Tensor) -> Tensor:
+        """Loss of answers (B, K, H, W) against (B, H, W), NaN left out."""
+        raise NotImplementedError
+
+    def present(self, answers: Tensor) -> Tensor:
+        """What a user wants of answers (B, K, H, W)."""
+        raise NotImplementedError
+
+    def count(self, metrics: Any, shown: Tensor, truth: Tensor) -> None:
+        """Update metrics with what `present` gave of P pixels, (P, K), and the truth (P,)."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, its rates by layer and set per optimizer step."""
+        return layered_optimizer(
+            self.encoder, self.head.parameters(), self.optimizer_config,
+            self.head_config.layer_decay, self.total_steps(),
+        )  # fmt: skip
+
+
+class SemanticSegmentation(PixelTask):
+    """A class for every pixel.
+
+    Args:
+        modalities: What the data holds, the target included.
+        num_classes: Classes K: the target's values are 0 to K - 1.
+        target: Name of the categorical modality to predict.
+        weights: Encoder to start from; null starts anew.
+        encoder: Which encoder, if `weights` is null.
+        optimizer: How to train.
+        head: How the head is made.
+
+    Raises:
+        InputError: If the target is not among the modalities, or has other values.
+    """
+
+    monitor = 'val_mean_iou'
+    mode = 'max'
+
+    def __init__(
+        self,
+        modalities: ModalitySpecs,
+        num_classes: int,
+        target: str = 'lulc',
+        weights: str | None = None,
+        encoder: EncoderConfig = EncoderConfig(stem='conv'),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        head: PixelHeadConfig = PixelHeadConfig(),
+    ) -> None:
+        self.outputs = num_classes
+        super().__init__(modalities, target, weights, encoder, optimizer, head)
+
+    def configure_metrics(self) -> None:
+        """Mean intersection over union, and accuracy over pixels."""
+        self._metrics({
+            'mean_iou': MulticlassJaccardIndex(self.outputs),
+            'accuracy': MulticlassAccuracy(self.outputs, average='micro'),
+        })  # fmt: skip
+
+    def criterion(self, answers: Tensor, truth: Tensor) -> Tensor:
+        """Mean cross entropy over the pixels that have a class."""
+        labels = torch.nan_to_num(truth, -1.0).long()
+        if bool((labels >= self.outputs).any()):
+            raise InputError(
+                f'{self.target} holds the class {int(labels.max())}, but num_classes is '
+                f'{self.outputs}; classes are numbered from 0.'
+            )
+        total = F.cross_entropy(answers, labels, ignore_index=-1, reduction='sum')
+        return total / (labels >= 0).sum().clamp_min(1)
+
+    def present(self, answers: Tensor) -> Tensor:
+        """Probabilities (B, K, H, W)."""
+        return torch.softmax(answers, dim=1)
+
+    def count(self, metrics: Any, shown: Tensor, truth: Tensor) -> None:
+        """Count the likeliest class of each pixel."""
+        metrics.update(shown.argmax(dim=1), truth.long())
+
+
+class PixelwiseRegression(PixelTask):
+    """A quantity for every pixel, in its modality's unit.
+
+    Args:
+        modalities: What the data holds, the target included.
+        target: Name of the modality to predict; it needs statistics.
+        weights: Encoder to start from; null starts anew.
+        encoder: Which encoder, if `weights` is null.
+        optimizer: How to train.
+        head: How the head is made.
+
+    Raises:
+        InputError: If the target is not among the modalities, or has no statistics.
+    """
+
+    monitor = 'val_mae'
+    mode = 'min'
+
+    def __init__(
+        self,
+        modalities: ModalitySpecs,
+        target: str,
+        weights: str | None = None,
+        encoder: EncoderConfig = EncoderConfig(stem='conv'),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        head: PixelHeadConfig = PixelHeadConfig(),
+    ) -> None:
+        super().__init__(modalities, target, weights, encoder, optimizer, head)
+        found = self.target_modality.require_statistics()
+        self.register_buffer('target_mean', torch.tensor(found.mean[0]))
+        self.register_buffer('target_std', torch.tensor(found.std[0]))
+
+    target_mean: Tensor
+    target_std: Tensor
+
+    def configure_metrics(self) -> None:
+        """Mean absolute error and root mean square error, in the unit, and R2."""
+        self._metrics({
+            'mae': MeanAbsoluteError(), 'rmse': MeanSquaredError(squared=False), 'r2': R2Score(),
+        })  # fmt: skip
+
+    def criterion(self, answers: Tensor, truth: Tensor) -> Tensor:
+        """Mean Huber loss in standard deviations of the target."""
+        there = truth.isfinite()
+        wanted = (torch.nan_to_num(truth) - self.target_mean) / self.target_std
+        loss = F.smooth_l1_loss(answers[:, 0], wanted, reduction='none')
+        return (loss * there).sum() / there.sum().clamp_min(1)
+
+    def present(self, answers: Tensor) -> Tensor:
+        """Values (B, 1, H, W) in the target's unit."""
+        return answers * self.target_std + self.target_mean
+
+    def count(self, metrics: Any, shown: Tensor, truth: Tensor) -> None:
+        """Compare values."""
+        metrics.update(shown[:, 0], truth)
+
+
+def turn(batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Any]:
+    """Flip and turn a whole batch by quarters, all its rasters alike: one of eight ways.
+
+    Chips that are not square are flipped, or turned by half, only.
+    """
+    flip = int(torch.randint(2, (1,), generator=generator))
+    turns = int(torch.randint(4, (1,), generator=generator))
+    rasters = [v for v in batch.values() if isinstance(v, Tensor) and v.ndim == 4]
+    square = all(v.shape[-1] == v.shape[-2] for v in rasters)
+    count = turns if square else 2 * (turns // 2)
+
+    def move(x: Tensor) -> Tensor:
+        return torch.rot90(x.flip(-1) if flip else x, count, (-2, -1))
+
+    return {k: move(v) if isinstance(v, Tensor) and v.ndim == 4 else v for k, v in batch.items()}

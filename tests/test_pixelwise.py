@@ -1,0 +1,151 @@
+"""Answers for every pixel, from several modalities, through the command line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gfm_jepa import from_pretrained, save_pretrained
+from gfm_jepa.cli import main
+from gfm_jepa.errors import InputError
+from gfm_jepa.modalities import DEM, LULC, S1, S2_L2A
+from gfm_jepa.models import Encoder
+from gfm_jepa.models.pixel_heads import LinearPixels, UPerNetPixels
+from gfm_jepa.tasks import PixelHeadConfig, PixelwiseRegression, SemanticSegmentation
+from gfm_jepa.tasks.pixelwise import turn
+
+# A frozen encoder is in evaluation mode on purpose.
+pytestmark = pytest.mark.filterwarnings('ignore:Found .* in eval mode')
+CONFIG = Path(__file__).parent.parent / 'configs/segment_lulc.yaml'
+SPECS = [m.to_dict() for m in (S2_L2A, S1, LULC)]
+
+
+def small(modalities=('s2_l2a', 's1'), stem='conv'):
+    torch.manual_seed(5)
+    return Encoder(list(modalities), patch_size=8, embed_dim=16, depth=1, num_heads=2, stem=stem)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return str(save_pretrained(small(), tmp_path / 'weights'))
+
+
+@pytest.fixture
+def places(tmp_path, write_raster):
+    """Three places whose land cover shows in their brightness; the last has no radar."""
+    random = np.random.default_rng(0)
+    for i in range(3):
+        folder = tmp_path / f'places/{i}'
+        classes = random.integers(0, 2, (8, 8)).repeat(12, 0).repeat(12, 1)[None]
+        optical = 1000 + 2000 * classes + random.integers(0, 200, (12, 96, 96))
+        origin = (500000.0 + 5000 * i, 5000000.0)
+        write_raster(folder / 'S2L2A.tif', values=optical, origin=origin)
+        write_raster(folder / 'LULC.tif', values=classes, origin=origin, dtype='uint8')
+        dem = 100 + 700 * classes.astype(float)
+        write_raster(folder / 'DEM.tif', values=dem, origin=origin, dtype='float32')
+        if i < 2:
+            radar = random.normal(-15, 2, (2, 96, 96))
+            write_raster(folder / 'S1RTC.tif', values=radar, origin=origin, dtype='float32')
+    return tmp_path / 'places'
+
+
+def words(verb, places, *more):
+    return [
+        verb, '--config', str(CONFIG), f'--data.paths=[{places}/0,{places}/1]',
+        f'--data.val_paths=[{places}/2]', '--data.batch_size=2',
+        '--data.modalities=[s2_l2a,s1,lulc]',
+        '--model.num_classes=2', '--trainer.max_steps=12', '--trainer.accelerator=cpu',
+        '--trainer.callbacks.every_n_train_steps=4', '--trainer.enable_progress_bar=false',
+        '--trainer.enable_model_summary=false', '--trainer.log_every_n_steps=1', *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize('head', ['{kind: linear}', '{kind: upernet, width: 8}'])
+def test_segments_held_out_places_that_lack_a_modality(places, weights, head, capfd):
+    more = (f'--model.weights={weights}', f'--model.head={head}', '--model.optimizer.lr=0.03')
+    assert main(words('fit', places, *more, '--trainer.max_steps=24')) == 0
+    path = next(Path('runs').rglob('last.ckpt'))
+    started, ended = from_pretrained(weights), from_pretrained(path)
+    for name, value in started.state_dict().items():
+        assert torch.equal(value, ended.state_dict()[name]), name  # frozen, batch norms too
+    capfd.readouterr()
+    assert main(words('test', places, *more, f'--ckpt_path={path}')) == 0
+    shown = capfd.readouterr().out
+    line = next(line for line in shown.splitlines() if 'test_mean_iou' in line)
+    assert float(line.replace('│', ' ').split()[-1]) > 0.8
+
+
+def test_regression_in_the_targets_unit(places, weights):
+    task = PixelwiseRegression(
+        [S2_L2A.to_dict(), DEM.to_dict()], 'dem', weights, head=PixelHeadConfig(turn=False)
+    )
+    assert [m['name'] for m in task.inputs] == ['s2_l2a'] and list(task.encoder.modalities) == [
+        's2_l2a'
+    ]
+    level = torch.linspace(500, 3000, 8).view(8, 1, 1, 1)
+    batch = {'s2_l2a': level.expand(8, 12, 16, 16), 'dem': 2 * level.expand(8, 1, 16, 16) - 100}
+    batch['dem'] = batch['dem'].clone()
+    batch['dem'][:, :, :4] = torch.nan
+    optimizer = torch.optim.AdamW(task.head.parameters(), lr=0.05)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = task.criterion(task.answer(batch), batch['dem'][:, 0])
+        loss.backward()
+        optimizer.step()
+    found = task.predict_step(batch, 0)
+    assert found.shape == (8, 1, 16, 16)
+    error = (found - batch['dem']).abs().nanmean()
+    assert error < 250  # metres, of a range of 5,000
+    with pytest.raises(InputError, match='has no mean and std'):
+        PixelwiseRegression([S2_L2A.to_dict(), {**DEM.to_dict(), 'mean': [], 'std': []}], 'dem')
+
+
+@pytest.mark.parametrize('stem', ['conv', 'linear'])
+@pytest.mark.parametrize('kind', [LinearPixels, UPerNetPixels])
+def test_heads_answer_on_the_first_grid_and_live_with_gaps(kind, stem):
+    encoder = small(stem=stem).eval()
+    head = kind(encoder, 's2_l2a', 3).eval()
+    batch = {'s2_l2a': torch.rand(2, 12, 64, 32) * 3000, 's1': torch.rand(2, 2, 64, 32) - 15}
+    whole = head(encoder, batch)
+    assert whole.shape == (2, 3, 64, 32)
+    batch['s2_l2a'][0, :, :16] = torch.nan
+    batch['s1'][1] = torch.nan
+    assert head(encoder, batch).isfinite().all()
+    with pytest.raises(InputError, match='No s2_l2a in the batch'):
+        head(encoder, {'s1': batch['s1']})
+    if kind is UPerNetPixels:
+        with pytest.raises(InputError, match='multiples of 32'):
+            head(encoder, {'s2_l2a': 3000 * torch.rand(1, 12, 40, 40)})
+
+
+def test_unlabelled_pixels_teach_nothing(weights):
+    task = SemanticSegmentation(SPECS, 2, weights=weights)
+    answers = torch.randn(1, 2, 4, 4)
+    truth = torch.zeros(1, 4, 4)
+    expected = task.criterion(answers[..., :2], truth[..., :2])
+    truth[..., 2:] = torch.nan
+    assert torch.allclose(task.criterion(answers, truth), expected)
+    assert task.criterion(answers, truth * torch.nan) == 0
+    with pytest.raises(InputError, match='holds the class 3, but num_classes is 2'):
+        task.criterion(answers, truth + 3)
+
+
+def test_rasters_turn_together():
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    seen = set()
+    for seed in range(40):
+        batch = {'a': x, 'b': 10 * x, 'gsd': {'a': 10.0}}
+        turned = turn(batch, torch.Generator().manual_seed(seed))
+        assert torch.equal(turned['b'], 10 * turned['a']) and turned['gsd'] == {'a': 10.0}
+        seen.add(tuple(turned['a'].flatten().tolist()))
+    assert len(seen) == 8
+    long = turn({'a': x[..., :2]}, torch.Generator().manual_seed(1))
+    assert long['a'].shape == (1, 1, 4, 2)
+
+
+def test_what_cannot_be_is_refused(weights):
+    with pytest.raises(InputError, match='to predict lulc it has to hold that'):
+        SemanticSegmentation(SPECS[:2], 2)
+    with pytest.raises(InputError, match=r"Unknown head\.kind 'unet'"):
+        SemanticSegmentation(SPECS, 2, weights=weights, head=PixelHeadConfig(kind='unet'))
