@@ -3,7 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ USAGE = f"""gfm-jepa {__version__}: JEPA pretraining on any rasters
   gfm-jepa explore PATH... -o FOLDER                                  a page of what they hold
   gfm-jepa stats PATH... --name my_sensor -o my_sensor.yaml           mean and std per band
   gfm-jepa publish WEIGHTS org/name --dry-run FOLDER                  weights, card: to the Hub
+  gfm-jepa embed WEIGHTS PATH... -o map.tif                           whole scenes: maps, chips
   gfm-jepa demo                                                       the whole way on made-up tiles
 
 Each verb explains itself with --help."""
@@ -296,7 +298,13 @@ def _demo(words: list[str]) -> None:
     demo(args.output, steps=args.steps, places=args.places)
 
 
-_VERBS = {'probe': _probe, 'index': _index, 'cache': _cache, 'stats': _stats, 'demo': _demo,
+def _verb(name: str) -> Callable[[list[str]], None]:
+    """A verb that is a module of its own, imported when it is asked for."""
+    return lambda words: import_module(f'.verbs.{name}', __package__).main(words)
+
+
+_VERBS = {'embed': _verb('embed'),
+          'probe': _probe, 'index': _index, 'cache': _cache, 'stats': _stats, 'demo': _demo,
           'explore': _explore, 'dashboard': _dashboard, 'publish': _publish}  # fmt: skip
 
 if __name__ == '__main__':
