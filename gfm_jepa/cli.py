@@ -28,6 +28,7 @@ USAGE = f"""gfm-jepa {__version__}: JEPA pretraining on any rasters
   gfm-jepa stats PATH... --name my_sensor -o my_sensor.yaml           mean and std per band
   gfm-jepa publish WEIGHTS org/name --dry-run FOLDER                  weights, card: to the Hub
   gfm-jepa embed WEIGHTS PATH... -o map.tif                           whole scenes: maps, chips
+  gfm-jepa search | cluster | anomalies | change ...                  what to do with them
   gfm-jepa demo                                                       the whole way on made-up tiles
 
 Each verb explains itself with --help."""
@@ -300,10 +301,18 @@ def _demo(words: list[str]) -> None:
 
 def _verb(name: str) -> Callable[[list[str]], None]:
     """A verb that is a module of its own, imported when it is asked for."""
-    return lambda words: import_module(f'.verbs.{name}', __package__).main(words)
+
+    def run(words: list[str]) -> None:
+        from .data.raster_files import gdal
+
+        module = import_module(f'.verbs.{name}', __package__)
+        with gdal():  # the cache of blocks is bounded
+            module.main(words)
+
+    return run
 
 
-_VERBS = {'embed': _verb('embed'),
+_VERBS = {**{n: _verb(n) for n in ('embed', 'search', 'cluster', 'anomalies', 'change')},
           'probe': _probe, 'index': _index, 'cache': _cache, 'stats': _stats, 'demo': _demo,
           'explore': _explore, 'dashboard': _dashboard, 'publish': _publish}  # fmt: skip
 

@@ -64,6 +64,7 @@ class EmbedSettings:
 def embed(
     encoder: BaseEncoder, paths: Sequence[str], output: Path,
     settings: EmbedSettings = EmbedSettings(), say: Callable[[str], None] = print,
+    names: Sequence[str] | None = None,
 ) -> None:  # fmt: skip
     """Embed scenes into a map or a table of chips.
 
@@ -78,6 +79,7 @@ def embed(
         output: What to write: ``.tif``, ``.zarr``, ``.parquet``, or a folder of ``.tif``.
         settings: How.
         say: Told what feeds what, and what is finished.
+        names: Of the features; d0, d1 and so on by default.
 
     Raises:
         InputError: If a path or setting cannot be used, the output is there, or the disk is full.
@@ -105,7 +107,7 @@ def embed(
             )
             wait()
             if rank == 0:
-                say(_write(encoder, jobs, work, settings, kind))
+                say(_write(encoder, jobs, work, settings, kind, names))
             wait()
 
 
@@ -135,8 +137,9 @@ def _job(
 
 
 def _write(
-    encoder: BaseEncoder, jobs: Sequence[Job], work: Workspace, settings: EmbedSettings, kind: str
-) -> str:
+    encoder: BaseEncoder, jobs: Sequence[Job], work: Workspace, settings: EmbedSettings, kind: str,
+    names: Sequence[str] | None,
+) -> str:  # fmt: skip
     """Put the parts together."""
     if lacking := sum(not work.has(job.part(s)) for job in jobs for s in job.strips):
         raise InputError(
@@ -158,7 +161,9 @@ def _write(
         for table in () if maps else chips:
             yield from (np.ascontiguousarray(values[:-1]) for _, values in table.pieces())
 
-    projection = fit_projection(pieces, dims, settings.pca, settings.int8)
+    projection = fit_projection(
+        pieces, names or [f'd{i}' for i in range(dims)], settings.pca, settings.int8
+    )
     explained = ', '.join(f'{x:.4f}' for x in projection.explained)
     tags |= {'explained_variance': explained} if explained else {}
     with work.result() as path:

@@ -95,7 +95,7 @@ def write_cog(
                     target.write(values, window=window)
                     progress()
             rasterio.shutil.copy(
-                plain, path, driver='COG', blocksize=side, compress='ZSTD', level=1,
+                plain, path, driver='COG', blocksize=max(side, 128), compress='ZSTD', level=1,
                 predictor='YES', bigtiff='YES', interleave='TILE', resampling='AVERAGE',
             )  # fmt: skip
             _require_whole(path)

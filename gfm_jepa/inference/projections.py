@@ -1,6 +1,6 @@
 """What is written of D features: all of them, a few principal components, or 8 bits of each."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -65,19 +65,20 @@ class Projection:
         return np.where(there, stored, NODATA_INT8).astype(np.int8)
 
 
-def fit_projection(pieces: Pieces, dims: int, pca: int | None, int8: bool) -> Projection:
+def fit_projection(pieces: Pieces, names: Sequence[str], pca: int | None, int8: bool) -> Projection:
     """Look at all features, piece by piece, as often as it takes.
 
     Args:
         pieces: Gives all features anew at each call, (D, ...) each, NaN where nothing is there.
-        dims: D.
+        names: Of the features, D of them.
         pca: Principal components to keep; all features as they are by default.
         int8: Whether 8 bits are stored of each, so that the range of each is covered.
 
     Raises:
         InputError: If there are fewer features than components, or nothing to look at.
     """
-    projection = Projection(tuple(f'd{i}' for i in range(dims)))
+    dims = len(names)
+    projection = Projection(tuple(names))
     if pca is not None:
         if not 1 <= pca <= dims:
             raise InputError(f'There are {dims} features, of which {pca} components are asked for.')
