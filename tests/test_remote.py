@@ -13,7 +13,7 @@ from loopback import Loopback
 
 from gfm_jepa import InputError
 from gfm_jepa.cli import main
-from gfm_jepa.data import Rasters, rasters
+from gfm_jepa.data import Rasters, open_files
 
 S2 = sensor('s2', 3)
 
@@ -70,7 +70,7 @@ class Server(Loopback):
 @pytest.fixture
 def server(tmp_path, write_raster, monkeypatch):
     """A server of one cloud-optimised GeoTIFF of 3 MB."""
-    monkeypatch.setattr(rasters, 'RETRY_AFTER', (0.0, 0.0))
+    monkeypatch.setattr(open_files, 'RETRY_AFTER', (0.0, 0.0))
     values = np.random.default_rng(0).integers(1, 60000, (3, 768, 768))
     plain = write_raster(tmp_path / 'plain.tif', values=values)
     (tmp_path / 'www').mkdir()
@@ -157,7 +157,7 @@ def test_a_run_resumes_where_the_server_died(server, tmp_path, monkeypatch, capf
         return torch.load(path, weights_only=True)
 
     assert fit('whole') == 0
-    read, calls = rasters.Rasters._read, []
+    read, calls = Rasters._read, []
 
     def dying(self, layer, date, row, col):
         calls.append(1)
@@ -165,9 +165,9 @@ def test_a_run_resumes_where_the_server_died(server, tmp_path, monkeypatch, capf
             server.dead_for = 10**6
         return read(self, layer, date, row, col)
 
-    monkeypatch.setattr(rasters.Rasters, '_read', dying)
+    monkeypatch.setattr(Rasters, '_read', dying)
     # Nothing of an earlier read is left, so that each chip asks the server.
-    monkeypatch.setattr(rasters.Rasters, '_handle', lambda self, file, grid: file.open(grid))
+    monkeypatch.setattr(open_files.OpenFiles, '_handle', lambda self, file, grid: file.open(grid))
     capfd.readouterr()
     assert fit('broken') == 2
     last = capfd.readouterr().err.strip().splitlines()[-1]

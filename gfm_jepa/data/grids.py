@@ -62,7 +62,7 @@ class Grid:
         cols = windows[:, 1:] + np.array([0, size[1], size[1], 0])
         x = self.transform.c + cols * self.transform.a
         y = self.transform.f + rows * self.transform.e
-        lon, lat = _to_degrees(self.crs.to_wkt()).transform(x.ravel(), y.ravel())
+        lon, lat = to_degrees(self.crs.to_wkt()).transform(x.ravel(), y.ravel())
         lon, lat = np.reshape(lon, x.shape), np.reshape(lat, x.shape)
         # Across the date line, longitudes count on beyond 180.
         first = np.where(np.ptp(lon, axis=1, keepdims=True) > 180, 0.0, -360.0)
@@ -125,6 +125,6 @@ def _ground_step(source: rasterio.DatasetReader, crs: CRS) -> float:
 
 
 @lru_cache(maxsize=256)
-def _to_degrees(crs: str) -> Transformer:
+def to_degrees(crs: str) -> Transformer:
     """From a CRS to longitude and latitude; building one takes milliseconds."""
     return Transformer.from_crs(crs, 'OGC:CRS84', always_xy=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from rasterio.windows import Window
 
 from .chips import ChipFilter, FileChips
 from .grids import Grid, boxes_of
@@ -41,6 +42,13 @@ class Layer:
     def name(self) -> str:
         """Of the modality."""
         return self.files[0].modality.name
+
+    def at(self, number: int, row: int, col: int) -> Window:
+        """The window of one of its files for the chip that starts at an anchor pixel."""
+        left, top = self.shifts[number]
+        return Window(
+            round(col / self.step) + left, round(row / self.step) + top, self.size, self.size
+        )
 
 
 @dataclass(frozen=True)
@@ -90,11 +98,9 @@ def join(
     files = sorted(chips, key=lambda c: order.index(c.file.modality.name))
     if not files:
         return []
-    outlines = np.array([_outline(c) for c in files])
+    outlines = np.array([outline(c.file.grid) for c in files])
     boxes_by_file = [c.boxes for c in files]
-    if (outlines[:, 2] > 180).any():  # across the date line: one side counts on beyond 180
-        for box in (outlines, *boxes_by_file):
-            box[box[:, 2] < -90] += (360, 0, 360, 0)
+    unwrap(outlines, *boxes_by_file)
     tree = shapely.STRtree(shapely.box(*outlines.T))
     near: list[list[int]] = [[] for _ in files]
     for i, j in zip(*tree.query(tree.geometries, predicate='intersects'), strict=True):
@@ -106,7 +112,7 @@ def join(
         boxes = _clip(boxes_by_file[i], outlines[i])
         covered = np.zeros(len(boxes))
         for j in earlier:
-            covered = np.maximum(covered, _coverage(boxes, outlines[j]))
+            covered = np.maximum(covered, coverage(boxes, outlines[j]))
         dates, others = _dates(i, files, near[i], outlines, num_dates)
         free = (covered < 0.5) & ~others & keep.mask(anchor)
         if not free.any():
@@ -128,12 +134,18 @@ def join(
     return places
 
 
-def _outline(chips: FileChips) -> NDArray[np.float64]:
-    """West, south, east, north of the whole raster, degrees."""
-    grid = chips.file.grid
+def outline(grid: Grid) -> NDArray[np.float64]:
+    """West, south, east, north of a whole raster, degrees."""
     whole = grid.corners(np.zeros((1, 2), np.int32), (grid.height, grid.width))
-    outline: NDArray[np.float64] = boxes_of(*whole)[0]
-    return outline
+    box: NDArray[np.float64] = boxes_of(*whole)[0]
+    return box
+
+
+def unwrap(outlines: NDArray[np.float64], *others: NDArray[np.float64]) -> None:
+    """Let boxes west of the date line count on beyond 180, in place, if an outline crosses it."""
+    if (outlines[:, 2] > 180).any():
+        for box in (outlines, *others):
+            box[box[:, 2] < -90] += (360, 0, 360, 0)
 
 
 def _clip(boxes: NDArray[np.float64], outline: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -142,7 +154,7 @@ def _clip(boxes: NDArray[np.float64], outline: NDArray[np.float64]) -> NDArray[n
     return np.concatenate([low, np.maximum(high, low + 1e-12)], axis=1)
 
 
-def _coverage(boxes: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+def coverage(boxes: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
     """Share of each box (west, south, east, north) that another covers."""
     width = np.minimum(boxes[:, 2], other[2]) - np.maximum(boxes[:, 0], other[0])
     height = np.minimum(boxes[:, 3], other[3]) - np.maximum(boxes[:, 1], other[1])
@@ -164,7 +176,7 @@ def _dates(
     same = [
         j for j in near
         if files[j].file.modality.name == anchor.file.modality.name and files[j].file.time
-        and _coverage(own, outlines[j])[0] > 0.9 and _coverage(outlines[j][None], own[0])[0] > 0.9
+        and coverage(own, outlines[j])[0] > 0.9 and coverage(outlines[j][None], own[0])[0] > 0.9
     ]  # fmt: skip
     same.sort(key=lambda j: (files[j].file.time, j))
     if num_dates == 0:
@@ -184,12 +196,12 @@ def _partners(
     best = np.full((len(boxes), len(dates)), -1)
     if not candidates:
         return best
-    cover = np.stack([_coverage(boxes, outlines[j]) for j in candidates])
+    cover = np.stack([coverage(boxes, outlines[j]) for j in candidates])
     folders = [files[j].file.folder for j in candidates]
     for t, date in enumerate(dates):
         own = files[date].file
         beside = np.array([folder == own.folder for folder in folders])[:, None]
-        days = np.array([_days(own.time, files[j].file.time) for j in candidates])[:, None]
+        days = np.array([days_between(own.time, files[j].file.time) for j in candidates])[:, None]
         # Whole tenths of the ground first, then the folder, then the time.
         score = np.round(np.minimum(cover, 0.95), 1) * 4 + beside - days / (days + 1) * 0.5
         which = score.argmax(axis=0)
@@ -202,7 +214,7 @@ def _partners(
     return best
 
 
-def _days(a: str, b: str) -> float:
+def days_between(a: str, b: str) -> float:
     """Days between two times; a century if one is unknown."""
     if not a or not b:
         return 36500.0
@@ -212,13 +224,13 @@ def _days(a: str, b: str) -> float:
 def _place(chips: FileChips, layers: Sequence[Sequence[RasterFile]], patch_size: int) -> Place:
     """Put files on one ground grid, and start chips where every layer has a pixel corner."""
     anchor = chips.file
-    made = tuple(_layer(anchor, chips.size, files, patch_size) for files in layers)
+    made = tuple(make_layer(anchor, chips.size, files, patch_size) for files in layers)
     unit = math.lcm(*(chips.size // math.gcd(chips.size, x.size) for x in made))
     corners = np.unique(chips.corners // unit * unit, axis=0)
     return Place(made, corners, boxes_of(*anchor.grid.corners(corners, (chips.size, chips.size))))
 
 
-def _layer(
+def make_layer(
     anchor: RasterFile, chip_size: int, files: Sequence[RasterFile], patch_size: int
 ) -> Layer:
     """How files are read so that their chips cover the ground of the anchor's."""

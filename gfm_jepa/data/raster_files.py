@@ -150,8 +150,9 @@ class RasterFile:
         """
         window = window or Window(0, 0, source.width, source.height)
         top, left = max(window.row_off, 0), max(window.col_off, 0)
-        bottom = min(window.row_off + window.height, source.height)
-        right = min(window.col_off + window.width, source.width)
+        # A window that lies beyond the raster has nothing inside it.
+        bottom = max(min(window.row_off + window.height, source.height), top)
+        right = max(min(window.col_off + window.width, source.width), left)
         inside = Window(left, top, right - left, bottom - top)
         at = [i for i, band in enumerate(self.band_ids) if band]
         ids = [self.band_ids[i] for i in at]

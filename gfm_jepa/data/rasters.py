@@ -1,15 +1,12 @@
 """Chips from rasters: modalities joined on the ground, each at its own gsd."""
 
-import os
-import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rasterio.windows import Window
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -20,14 +17,10 @@ from .chips import ChipFilter, FileChips, LeftOut, scan
 from .finding import find_rasters
 from .grids import Grid
 from .index import read_index
+from .open_files import OpenFiles
 from .places import Layer, Place, join
-from .raster_files import Float, RasterFile, Source, gdal
+from .raster_files import Float, RasterFile, gdal
 from .recognition import UNRECOGNISED
-
-# Files that a process keeps open: each holds megabytes, and opening one again costs less than
-# decoding one block.
-MAX_OPEN = 32
-RETRY_AFTER = (0.5, 2.0, 5.0)  # seconds before a remote file is read again
 
 
 class Rasters(Dataset[dict[str, Any]]):
@@ -93,8 +86,7 @@ class Rasters(Dataset[dict[str, Any]]):
                 f'No usable chip in {", ".join(map(str, paths))}: {len(self.left_out)} files left '
                 f'out ({"; ".join(reasons)}).'
             )
-        self._handles: OrderedDict[tuple[str, Grid | None], Source] = OrderedDict()
-        self._owner = os.getpid()
+        self._files = OpenFiles()
 
     def __len__(self) -> int:
         """Number of chips."""
@@ -161,10 +153,6 @@ class Rasters(Dataset[dict[str, Any]]):
             lines += [f'  {count} x {name}: {UNRECOGNISED}' for name, count in others.items()]
         return '\n'.join(lines)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Open files do not travel to other processes."""
-        return {**self.__dict__, '_handles': OrderedDict()}
-
     def _check_size(self) -> None:
         if self.chip_size % self.patch_size or self.chip_size < self.patch_size:
             fitting = max(round(self.chip_size / self.patch_size), 1) * self.patch_size
@@ -202,36 +190,8 @@ class Rasters(Dataset[dict[str, Any]]):
         return self.places[at], index - (int(self.ends[at - 1]) if at else 0)
 
     def _read(self, layer: Layer, date: int, row: int, col: int) -> Float:
-        """Read a chip of one file; a remote one that fails is opened and read again."""
-        file, shift = layer.files[date], layer.shifts[date]
-        left, top = round(col / layer.step) + shift[0], round(row / layer.step) + shift[1]
-        window = Window(left, top, layer.size, layer.size)
-        for wait in (*RETRY_AFTER, None) if file.is_remote else (None,):
-            try:
-                return file.read(self._handle(file, layer.grids[date]), window)
-            except InputError:
-                self._drop(file, layer.grids[date])
-                if wait is None:
-                    raise
-                time.sleep(wait)
-        raise AssertionError('the last try returns or raises')
-
-    def _handle(self, file: RasterFile, grid: Grid | None) -> Source:
-        """Open file, kept open in this process; GDAL caches its decoded blocks."""
-        if self._owner != os.getpid():  # a handle must not cross a fork
-            self._handles, self._owner = OrderedDict(), os.getpid()
-        key = (file.uri, grid)
-        if key not in self._handles:
-            self._handles[key] = file.open(grid)
-            if len(self._handles) > MAX_OPEN:
-                self._handles.popitem(last=False)[1].close()
-        self._handles.move_to_end(key)
-        return self._handles[key]
-
-    def _drop(self, file: RasterFile, grid: Grid | None) -> None:
-        """Close a file that failed."""
-        if handle := self._handles.pop((file.uri, grid), None):
-            handle.close()
+        """Read a chip of one file."""
+        return self._files.read(layer.files[date], layer.grids[date], layer.at(date, row, col))
 
 
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Verbs of the command line that read their own words, one a file."""
+"""Verbs of the command line, one a module: words in, a call of the package, a line out."""

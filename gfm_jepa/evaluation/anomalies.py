@@ -1,0 +1,125 @@
+"""How unlike what is known a place is: two distances to known embeddings."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .embeddings import Embeddings, Float, sample
+
+MOST = 20_000  # known embeddings that are looked at
+
+
+class KnownEmbeddings:
+    """Embeddings that count as normal.
+
+    Args:
+        embeddings: Those of the training data, or of a scene, most of which is normal.
+        neighbours: How many of the nearest are looked at.
+        seed: Of the part that is drawn, if there are more than some thousands.
+
+    Raises:
+        InputError: If there are too few.
+
+    Source: Lee et al., "A simple unified framework for detecting out-of-distribution samples"
+        (2018), equation 2, for one class; Sun et al., "Out-of-distribution detection with deep
+        nearest neighbors" (2022), equation 2.
+    Differs from the source: the covariance is shrunk towards its mean variance (Ledoit & Wolf,
+        2004); the mean over the nearest neighbours instead of the k-th.
+    """
+
+    def __init__(self, embeddings: Embeddings, neighbours: int = 5, seed: int = 0) -> None:
+        known = sample(embeddings, MOST, seed)
+        if len(known) <= neighbours + 1:
+            raise InputError(
+                f'{embeddings.path} holds {len(known)} embeddings; too few to compare.'
+            )
+        self.neighbours = neighbours
+        self.mean = known.mean(axis=0, dtype=np.float64)
+        self.precision = np.linalg.inv(shrunk_covariance(known - self.mean))
+        self.unit = _unit(torch.from_numpy(known))
+
+    def mahalanobis(self, values: Float) -> Float:
+        """Distance (n,) of features (n, D) from the mean, in standard deviations."""
+        gaps = values - self.mean
+        squares = np.einsum('nd,de,ne->n', gaps, self.precision, gaps, optimize=True)
+        return np.sqrt(np.maximum(squares, 0)).astype(np.float32)
+
+    def nearest(self, values: Float, among_known: bool = False) -> Float:
+        """Mean cosine distance (n,) to the nearest known embeddings, 0 to 2.
+
+        Args:
+            values: (n, D).
+            among_known: Whether they may themselves be among the known: the nearest is then left
+                out.
+        """
+        found = []
+        more = int(among_known)
+        for part in torch.from_numpy(values).split(2048):
+            near = (_unit(part) @ self.unit.mT).topk(self.neighbours + more, dim=1).values
+            found.append(1 - near[:, more:].mean(dim=1))
+        return torch.cat(found).numpy() if found else np.zeros(0, np.float32)
+
+
+def score_anomalies(
+    embeddings: Embeddings, known: Embeddings | None = None, neighbours: int = 5, seed: int = 0
+) -> dict[str, NDArray[np.float32]]:
+    """Both distances by place.
+
+    Args:
+        embeddings: Places to score.
+        known: What counts as normal; the places themselves by default.
+        neighbours: Of the nearest-neighbour distance.
+        seed: Of the known ones that are drawn.
+
+    Returns:
+        ``mahalanobis`` and ``nearest``, (count,) each, NaN where nothing is there.
+
+    Raises:
+        InputError: If both have other features, or too few are known.
+    """
+    normal = embeddings if known is None else known
+    if normal.names != embeddings.names:
+        raise InputError(
+            f'{normal.path} has {len(normal.names)} features, {embeddings.path} '
+            f'{len(embeddings.names)}; embed both with the same weights.'
+        )
+    against = KnownEmbeddings(normal, neighbours, seed)
+    scores = {k: np.full(embeddings.count, np.nan, np.float32) for k in ('mahalanobis', 'nearest')}
+    for places, values in embeddings.batches():
+        scores['mahalanobis'][places] = against.mahalanobis(values)
+        scores['nearest'][places] = against.nearest(values, among_known=known is None)
+    return scores
+
+
+def highest(
+    embeddings: Embeddings, scores: NDArray[np.floating], count: int = 3
+) -> list[list[float]]:
+    """The highest scores, each with the longitude and latitude of its place, degrees."""
+    order = np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind='stable')[:count]
+    at = embeddings.positions(order)
+    return [[round(float(scores[i]), 4), round(float(x), 6), round(float(y), 6)]
+            for i, (x, y) in zip(order, at, strict=True)]  # fmt: skip
+
+
+def shrunk_covariance(centred: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Covariance (D, D) of centred features (n, D), shrunk so that it can be inverted.
+
+    Source: Ledoit & Wolf, "A well-conditioned estimator for large-dimensional covariance matrices"
+        (2004), section 3.2 and lemma 3.2 to 3.4.
+    """
+    x = centred.astype(np.float64)
+    count, dims = x.shape
+    covariance = x.T @ x / count
+    level = np.trace(covariance) / dims
+    spread = np.square(covariance - level * np.eye(dims)).sum()
+    # Mean squared distance of x x^T from the covariance, over n.
+    noise = (
+        np.square(np.square(x).sum(axis=1)).sum() / count - np.square(covariance).sum()
+    ) / count
+    share = min(noise / spread, 1.0) if spread > 0 else 1.0
+    return (1 - share) * covariance + (share * level + 1e-12) * np.eye(dims)
+
+
+def _unit(values: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(values.float(), dim=1)

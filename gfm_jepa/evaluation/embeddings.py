@@ -1,0 +1,299 @@
+"""What `gfm-jepa embed` wrote, to work on: maps of cells and tables of chips, read part by part."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
+from shapely.geometry import Point
+
+from ..data.grids import Grid, to_degrees
+from ..data.index import make_folder
+from ..data.raster_files import reason
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    import geopandas
+
+Float = NDArray[np.float32]
+Places = NDArray[np.int64]
+SIDE = 256  # cells of a block that is read at once
+
+
+@dataclass(frozen=True)
+class EmbeddingMap:
+    """A GeoTIFF with a band a feature; its places are its cells, row by row.
+
+    Attributes:
+        path: The file.
+        grid: Of its cells.
+        names: Of its features.
+        scale: Factor from stored values to features, one per feature.
+        offset: Added after `scale`.
+        like: Another map on whose grid this one is read, by nearest neighbour.
+    """
+
+    path: Path
+    grid: Grid
+    names: tuple[str, ...]
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+    like: 'EmbeddingMap | None' = None
+
+    @property
+    def target(self) -> Grid:
+        """The grid that it is read on."""
+        return self.like.grid if self.like else self.grid
+
+    @property
+    def count(self) -> int:
+        """Number of places, those without data too."""
+        return self.target.height * self.target.width
+
+    def batches(self) -> Iterator[tuple[Places, Float]]:
+        """Places (n,) that hold data and their features (n, D), block by block."""
+        grid = self.target
+        with rasterio.open(self.path) as own, self._warped(own) as source:
+            for top in range(0, grid.height, SIDE):
+                for left in range(0, grid.width, SIDE):
+                    rows, cols = min(SIDE, grid.height - top), min(SIDE, grid.width - left)
+                    raw = source.read(window=Window(left, top, cols, rows), masked=True)
+                    values = raw.filled(0).astype(np.float32).reshape(len(raw), -1).T
+                    values = values * np.float32(self.scale) + np.float32(self.offset)
+                    there = ~np.ma.getmaskarray(raw).any(axis=0).ravel()
+                    there &= np.isfinite(values).all(axis=1)
+                    row, col = np.divmod(np.flatnonzero(there), cols)
+                    yield (row + top) * grid.width + col + left, values[there]
+
+    def place_at(self, lon: float, lat: float) -> int:
+        """The cell at a coordinate, degrees.
+
+        Raises:
+            InputError: If it lies beyond the map.
+        """
+        x, y = to_degrees(self.target.crs.to_wkt()).transform(lon, lat, direction='INVERSE')
+        col, row = (int(np.floor(v)) for v in ~self.target.transform @ (x, y))
+        if not (0 <= row < self.target.height and 0 <= col < self.target.width):
+            raise InputError(f'{lon}, {lat} (longitude, latitude) lies beyond {self.path}.')
+        return row * self.target.width + col
+
+    def positions(self, places: Places) -> NDArray[np.float64]:
+        """Longitude and latitude (n, 2) of the centres of cells, degrees."""
+        row, col = np.divmod(places, self.target.width)
+        x, y = self.target.transform @ (col + 0.5, row + 0.5)
+        return np.stack(to_degrees(self.target.crs.to_wkt()).transform(x, y), axis=1)
+
+    def column(self, index: int) -> Float:
+        """One feature by place: (count,), NaN where nothing is there."""
+        found = np.full(self.count, np.nan, np.float32)
+        for places, features in self.batches():
+            found[places] = features[:, index]
+        return found
+
+    def image(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Values (count,) as a picture (H, W)."""
+        return values.reshape(self.target.height, self.target.width)
+
+    def write(self, path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Write values by place as a GeoTIFF, a band each.
+
+        Args:
+            path: File to write, in one move.
+            columns: (count,) by name: all float32 with NaN, or all uint8 with 255 for no data.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
+        values = np.stack([self.image(v) for v in columns.values()])
+        partial = path.with_name(f'{path.name}.tmp.tif')
+        try:
+            with rasterio.open(
+                partial, 'w', driver='COG', count=len(values), height=values.shape[1],
+                width=values.shape[2], dtype=values.dtype, crs=self.target.crs,
+                transform=self.target.transform, compress='DEFLATE',
+                nodata=np.nan if values.dtype.kind == 'f' else 255,
+            ) as file:  # fmt: skip
+                file.write(values)
+                file.descriptions = tuple(columns)
+            os.replace(partial, path)
+        except (RasterioError, OSError) as error:
+            raise InputError(f'{path} cannot be written ({reason(error)}).') from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _warped(self, source: Any) -> Any:
+        if self.like is None:
+            return source
+        grid = self.like.grid
+        return WarpedVRT(source, crs=grid.crs, transform=grid.transform, width=grid.width,
+                         height=grid.height, resampling=Resampling.nearest)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EmbeddedTable:
+    """A GeoParquet of chips; its places are its rows.
+
+    Attributes:
+        path: The file.
+        names: Of the features.
+        scale: Factor from stored values to features.
+        offset: Added after `scale`.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+    @cached_property
+    def count(self) -> int:
+        """Number of places."""
+        import pyarrow.parquet
+
+        return int(pyarrow.parquet.read_metadata(self.path).num_rows)
+
+    def batches(self) -> Iterator[tuple[Places, Float]]:
+        """Places (n,) and their features (n, D), part by part."""
+        import pyarrow.parquet
+
+        start = 0
+        file = pyarrow.parquet.ParquetFile(self.path)
+        for batch in file.iter_batches(65536, columns=['embedding']):
+            flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
+            values = flat.astype(np.float32).reshape(len(batch), -1)
+            values = values * np.float32(self.scale) + np.float32(self.offset)
+            yield np.arange(start, start + len(values)), values
+            start += len(values)
+
+    @cached_property
+    def table(self) -> 'geopandas.GeoDataFrame':
+        """All columns but the embeddings."""
+        import geopandas
+        import pyarrow.parquet
+
+        names = [n for n in pyarrow.parquet.read_schema(self.path).names if n != 'embedding']
+        return geopandas.read_parquet(self.path, columns=names)
+
+    def place_at(self, lon: float, lat: float) -> int:
+        """The chip whose centre is nearest to a coordinate, degrees, of those that cover it.
+
+        Raises:
+            InputError: If none does.
+        """
+        point = Point(lon, lat)
+        covers = np.flatnonzero(self.table.geometry.intersects(point))
+        if not len(covers):
+            raise InputError(f'{lon}, {lat} (longitude, latitude) lies on no chip of {self.path}.')
+        gaps = self.positions(covers) - (lon, lat)
+        return int(covers[np.square(gaps).sum(axis=1).argmin()])
+
+    def positions(self, places: Places) -> NDArray[np.float64]:
+        """Longitude and latitude (n, 2) of the centres of chips, degrees."""
+        bounds = self.table.geometry.iloc[places].bounds.to_numpy()
+        return np.stack([bounds[:, [0, 2]].mean(axis=1), bounds[:, [1, 3]].mean(axis=1)], axis=1)
+
+    def write(
+        self, path: Path, columns: Mapping[str, NDArray[Any]], places: Places | None = None
+    ) -> None:
+        """Write values by place beside the columns of the table, as a GeoParquet.
+
+        Args:
+            path: File to write, in one move.
+            columns: (n,) by name.
+            places: Rows that they are of; all by default.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
+        table = self.table if places is None else self.table.iloc[places]
+        partial = path.with_name(f'{path.name}.tmp')
+        try:
+            table.assign(**columns).to_parquet(partial, index=False)
+            os.replace(partial, path)
+        except OSError as error:
+            raise InputError(f'{path} cannot be written ({error.strerror}).') from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+Embeddings = EmbeddingMap | EmbeddedTable
+
+
+def open_embeddings(path: Path) -> Embeddings:
+    """Open what `gfm-jepa embed` wrote: a ``.tif`` or a ``.parquet``.
+
+    Raises:
+        InputError: If it is none.
+    """
+    if path.suffix == '.parquet' and path.is_file():
+        return _open_table(path)
+    if path.suffix not in ('.tif', '.tiff') or not path.is_file():
+        raise InputError(
+            f'{path} is not a .tif or .parquet of embeddings; write one with `gfm-jepa embed`.'
+        )
+    try:
+        with rasterio.open(path) as source:
+            grid = Grid(source.crs, source.transform, source.width, source.height)
+            names = tuple(d or f'd{i}' for i, d in enumerate(source.descriptions))
+            return EmbeddingMap(path, grid, names, tuple(source.scales), tuple(source.offsets))
+    except RasterioError as error:
+        raise InputError(f'{path} cannot be opened ({reason(error)}).') from error
+
+
+def _open_table(path: Path) -> EmbeddedTable:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        schema = pyarrow.parquet.read_schema(path)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise InputError(f'{path} is not Parquet ({type(error).__name__}).') from error
+    about = json.loads((schema.metadata or {}).get(b'gfm_jepa_embeddings', b'null'))
+    if about is None:
+        raise InputError(f'{path} holds no embeddings; write it with `gfm-jepa embed`.')
+    names = tuple(about['names'])
+    return EmbeddedTable(path, names, tuple(about.get('scale', [1.0] * len(names))),
+                         tuple(about.get('offset', [0.0] * len(names))))  # fmt: skip
+
+
+def sample(embeddings: Embeddings, most: int, seed: int = 0) -> Float:
+    """At most so many features (n, D), drawn evenly at random from all places that hold data.
+
+    Raises:
+        InputError: If no place does.
+    """
+    rng = np.random.default_rng(seed)
+    kept = np.zeros((0, len(embeddings.names)), dtype=np.float32)
+    keys = np.zeros(0)
+    for _, values in embeddings.batches():
+        # Each place draws a number; those with the lowest ones stay.
+        keys = np.concatenate([keys, rng.random(len(values))])
+        kept = np.concatenate([kept, values])
+        if len(keys) > most:
+            lowest = np.sort(np.argpartition(keys, most)[:most])
+            keys, kept = keys[lowest], kept[lowest]
+    if not len(kept):
+        raise InputError(f'No place of {embeddings.path} holds data.')
+    return kept
+
+
+def require_like(output: Path, embeddings: Embeddings) -> None:
+    """Refuse an output that does not suit what it is made of, and make its folder.
+
+    Raises:
+        InputError: If a map should become a table, or the other way round.
+    """
+    wanted = ('.tif', '.tiff') if isinstance(embeddings, EmbeddingMap) else ('.parquet',)
+    if output.suffix not in wanted:
+        raise InputError(f'{output} should end in {wanted[0]}, as {embeddings.path.name} does.')
+    make_folder(output.parent)

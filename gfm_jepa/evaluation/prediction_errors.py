@@ -1,0 +1,174 @@
+"""How badly an I-JEPA predicts each place from those around it: its surprise, as a map."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import InputError
+from ..modalities import Modality
+from ..models import BaseEncoder, Encoder, Predictor
+from ..models.base import Batch
+from ..models.building import build
+from ..models.hub import load_checkpoint
+from ..models.weight_files import Source
+
+SIDE = 3  # patches of a hidden block
+FEATURES = ('cosine_error', 'l1_error')
+# The blocks are hidden in so many turns, so that a hidden block has seen ones beside it.
+TURNS = 4
+
+
+class Latents(NamedTuple):
+    """Predicted and actual latents of the tokens of one modality.
+
+    Attributes:
+        predicted: (B, D, h, w), each from the tokens outside of its block.
+        actual: (B, D, h, w), layer-normed, of the target encoder that sees all.
+        there: (B, h, w), True where a token is there and something was seen to predict it from.
+    """
+
+    predicted: Tensor
+    actual: Tensor
+    there: Tensor
+
+
+class PredictionErrors(BaseEncoder):
+    """A trained I-JEPA as an encoder, whose features are how wrong its predictor is.
+
+    So it goes through windows, blending and files as any encoder does.
+
+    Args:
+        encoder: That embeds the context.
+        target_encoder: Whose latents are predicted.
+        predictor: Trained with both.
+    """
+
+    def __init__(self, encoder: Encoder, target_encoder: Encoder, predictor: Predictor) -> None:
+        super().__init__()
+        self.encoder, self.target_encoder, self.predictor = encoder, target_encoder, predictor
+        self.config: dict[str, Any] = {'prediction_errors_of': encoder.config}
+        self.embed_dim = 2
+        self.eval()
+
+    @classmethod
+    def from_checkpoint(cls, path: Path) -> 'PredictionErrors':
+        """Take the three parts out of a checkpoint of `gfm-jepa fit`.
+
+        Raises:
+            InputError: If it is none, or holds no predictor.
+        """
+        if not path.is_file():
+            raise InputError(f'There is no checkpoint {path}; name the .ckpt of an I-JEPA run.')
+        checkpoint = load_checkpoint(path)
+        state = checkpoint['state_dict']
+        if 'predictor.mask_token' not in state:
+            raise InputError(
+                f'{path} holds no predictor, which I-JEPA alone has; take the distance to '
+                f'embeddings, without --predictor.'
+            )
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v.clone() for k, v in state.items()
+                    if k.startswith(prefix)}  # fmt: skip
+
+        encoders = [
+            build(Source(checkpoint['encoder_config'], part(prefix), str(path)))
+            for prefix in ('encoder.', 'target_encoder.')
+        ]
+        weights = part('predictor.')
+        depth = 1 + max(int(k.split('.')[1]) for k in weights if k.startswith('blocks.'))
+        width, embed_dim = weights['embed.weight'].shape
+        predictor = Predictor(embed_dim, len(weights['modality_vectors']), width, depth)
+        predictor.load_state_dict(weights)
+        context, target = encoders
+        if not isinstance(context, Encoder) or not isinstance(target, Encoder):
+            raise InputError(f'{path} holds a timm model, which has no predictor.')
+        return cls(context, target, predictor)
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """The modalities that it embeds, by name."""
+        return self.encoder.modalities
+
+    @property
+    def patch_sizes(self) -> dict[str, int]:
+        """Side of a patch, pixels, by modality."""
+        return self.encoder.patch_sizes
+
+    def check(self, batch: Batch) -> None:
+        """Refuse a batch that it cannot embed."""
+        self.encoder.check(batch)
+
+    def has_data(self, batch: Batch) -> Tensor:
+        """Which samples have a token that is there, (B,) boolean."""
+        return self.encoder.has_data(batch)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Mean errors (B, 2) of a chip."""
+        return self.forward_feature_map(batch).flatten(2).nanmean(dim=2)
+
+    def forward_depths(self, batch: Batch, num_depths: int = 3) -> Tensor:
+        """The same as `forward`: errors have no depth."""
+        return self(batch)
+
+    def forward_feature_map(self, batch: Batch, modality: str | None = None) -> Tensor:
+        """Errors on the token grid of one modality.
+
+        Returns:
+            (B, 2, h, w): 1 - cosine of prediction and target, 0 to 2, and their smooth L1; NaN
+            where no token is there.
+        """
+        found = self.latents(batch, modality)
+        cosine = 1 - F.cosine_similarity(found.predicted, found.actual, dim=1)
+        gaps = F.smooth_l1_loss(found.predicted, found.actual, reduction='none').mean(dim=1)
+        errors = torch.stack([cosine, gaps], dim=1)
+        return errors.where(found.there[:, None], torch.nan)
+
+    def latents(self, batch: Batch, modality: str | None = None) -> Latents:
+        """Predict every token of a modality from what lies outside of its block.
+
+        A block hides its ground in all modalities, as in training.
+        """
+        layout = self.encoder.layout(batch)
+        valid = self.encoder.valid_patches(batch)
+        name = modality or layout.names[0]
+        at = layout.names.index(name)
+        start = sum(h * w for h, w in layout.grids[:at])
+        height, width = layout.grids[at]
+        tokens = self.target_encoder.forward_tokens(batch)
+        actual = F.layer_norm(tokens.dense(), (self.encoder.embed_dim,)).nan_to_num(0.0)
+        predicted = torch.zeros_like(actual)
+        there = torch.zeros_like(valid)
+        # Blocks on the ground: of a side of SIDE patches of this modality, in TURNS turns.
+        step = layout.extent[0] / height * SIDE
+        row, col = (layout.positions / step).floor().long().unbind(dim=1)
+        turn = row % 2 * 2 + col % 2
+        for number in range(TURNS):
+            hidden = (turn == number) & valid
+            seen = valid & (turn != number)
+            if not bool(hidden.any()):
+                continue
+            context_ids, target_ids = _ids(seen), _ids(hidden)
+            context = self.encoder.forward_tokens(batch, context_ids)
+            guess = self.predictor(context.values, context.ids, target_ids[:, None], layout)[:, 0]
+            known = (target_ids >= 0) & seen.any(dim=1, keepdim=True)
+            for sample in range(len(valid)):
+                ids = target_ids[sample][known[sample]]
+                predicted[sample, ids] = guess[sample][known[sample]]
+                there[sample, ids] = True
+        own = slice(start, start + height * width)
+        return Latents(
+            predicted[:, own].mT.unflatten(2, (height, width)),
+            actual[:, own].mT.unflatten(2, (height, width)),
+            there[:, own].unflatten(1, (height, width)),
+        )
+
+
+def _ids(kept: Tensor) -> Tensor:
+    """Indices (B, K) of the True ones of (B, N), -1 behind them where a sample has fewer."""
+    order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)
+    order = order[:, : max(int(kept.sum(dim=1).max()), 1)]
+    return order.masked_fill(~kept.gather(1, order), -1)

@@ -1,0 +1,1 @@
+"""From an encoder to maps: whole scenes, window by window."""

@@ -1,0 +1,215 @@
+"""Embed whole scenes: windows by strips, in memory that does not grow with the scene."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import __version__
+from ..data.raster_files import Float, gdal
+from ..errors import InputError
+from ..models import BaseEncoder
+from .chip_tables import EmbeddedChips, write_chips
+from .ground_features import cell_size
+from .outputs import EmbeddedMap, require_output, write_cog, write_zarr
+from .processes import one_thread_each, ranks
+from .projections import Projection, fit_projection
+from .scenes import Scene, find_scenes
+from .strips import Job, embed_strips
+from .tiling import Strip, Tiling, chip_strips
+from .workspaces import Workspace
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """How scenes are embedded.
+
+    Args:
+        window: Side of a window, pixels of the mapped raster; 128 by default, an index has its own.
+        overlap: Pixels that neighbouring windows share; a quarter of a window by default, none
+            between chips.
+        batch_size: Windows that the encoder takes at once.
+        ground: Name of the modality whose raster is mapped; by default the first of the encoder's.
+        pca: Principal components to write; all features by default.
+        int8: Whether 8 bits are written of each value, with scale and offset.
+        overwrite: Whether an output that is there may be replaced.
+
+    Raises:
+        InputError: If a number cannot be.
+    """
+
+    window: int | None = None
+    overlap: int | None = None
+    batch_size: int = 16
+    ground: str | None = None
+    pca: int | None = None
+    int8: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        if self.batch_size < 1 or (self.overlap or 0) < 0:
+            raise InputError(
+                f'batch_size is {self.batch_size} and overlap {self.overlap}; '
+                f'give at least 1 and 0.'
+            )
+
+
+def embed(
+    encoder: BaseEncoder, paths: Sequence[str], output: Path,
+    settings: EmbedSettings = EmbedSettings(), say: Callable[[str], None] = print,
+    names: Sequence[str] | None = None,
+) -> None:  # fmt: skip
+    """Embed scenes into a map or a table of chips.
+
+    Memory does not grow with the scenes. What is finished lies in ``<output>.work`` until all is;
+    a call that was killed goes on there when it is repeated, and gives the same bytes as one that
+    was not. Under torchrun each process computes a part of the strips, in a folder that all see.
+    Each batch is computed by one thread, so that the bytes depend on neither threads nor processes.
+
+    Args:
+        encoder: In evaluation mode, on the device that should compute.
+        paths: Files, folders, URLs, or one index; see `find_scenes`.
+        output: What to write: ``.tif``, ``.zarr``, ``.parquet``, or a folder of ``.tif``.
+        settings: How.
+        say: Told what feeds what, and what is finished.
+        names: Of the features; d0, d1 and so on by default.
+
+    Raises:
+        InputError: If a path or setting cannot be used, the output is there, or the disk is full.
+    """
+    rank, world, wait = ranks()
+    with one_thread_each() as threads, gdal():
+        scenes, left_out = find_scenes(
+            paths, encoder.modalities, encoder.patch_sizes, settings.window, settings.ground
+        )
+        kind = require_output(output, scenes)
+        jobs = [_job(encoder, i, s, settings, kind == 'parquet') for i, s in enumerate(scenes)]
+        with Workspace(output, _fingerprint(encoder, scenes, settings, kind)) as work:
+            if rank == 0:
+                lines = [s.describe() for s in scenes[:20]]
+                lines += [f'left out: {path} {why}' for path, why in left_out]
+                say('\n'.join(lines))
+                if work.prepare(settings.overwrite):
+                    say(f'{output} was finished by an earlier call.')
+            wait()
+            if not work.folder.exists():  # all was finished
+                return
+            on_cpu = next(encoder.parameters()).device.type == 'cpu'
+            embed_strips(
+                encoder, jobs, work, settings.batch_size, (rank, world), threads if on_cpu else 1
+            )
+            wait()
+            if rank == 0:
+                say(_write(encoder, jobs, work, settings, kind, names))
+            wait()
+
+
+def _job(
+    encoder: BaseEncoder, number: int, scene: Scene, settings: EmbedSettings, chips: bool
+) -> Job:
+    """Cut a scene."""
+    name, window = scene.layers[0].name, scene.window
+    cell = cell_size(encoder, name, window)
+    unit = scene.unit if chips else math.lcm(scene.unit, cell)
+    overlap = settings.overlap
+    if overlap is None:
+        overlap = 0 if chips else window // 4
+    if overlap >= window:
+        raise InputError(f'Windows of {window} pixels cannot share {overlap}; take less.')
+    stride = max((window - overlap) // unit, 1) * unit
+    height, width = scene.grid.height, scene.grid.width
+    tiling = Tiling(height, width, window, stride, unit, cell)
+    if not chips:
+        return Job(number, scene, tiling.strips, tiling)
+    if scene.corners is not None:
+        corners = np.unique(scene.corners // unit * unit, axis=0)
+    else:
+        rows, cols = tiling.starts(height), tiling.starts(width)
+        corners = np.stack(np.meshgrid(rows, cols, indexing='ij'), axis=2).reshape(-1, 2)
+    return Job(number, scene, chip_strips(corners), None)
+
+
+def _write(
+    encoder: BaseEncoder, jobs: Sequence[Job], work: Workspace, settings: EmbedSettings, kind: str,
+    names: Sequence[str] | None,
+) -> str:  # fmt: skip
+    """Put the parts together."""
+    if lacking := sum(not work.has(job.part(s)) for job in jobs for s in job.strips):
+        raise InputError(
+            f'{lacking} parts are not in {work.folder}; let all hosts write to one shared folder.'
+        )
+    tags = {
+        'software': f'gfm-jepa {__version__}', 'modalities': ', '.join(encoder.modalities),
+        'window': str(jobs[0].scene.window), 'revision': encoder.revision or '',
+    }  # fmt: skip
+    load = [partial(_load, work, job) for job in jobs]
+    dims = work.load(jobs[0].part(jobs[0].strips[0])).shape[0] - 1
+    maps = [EmbeddedMap(j.scene, j.tiling, dims, f) for j, f in zip(jobs, load, strict=True)
+            if j.tiling is not None]  # fmt: skip
+    chips = [EmbeddedChips(j.scene, j.strips, f) for j, f in zip(jobs, load, strict=True)]
+
+    def pieces() -> Iterator[Float]:
+        for embedded in maps:
+            yield from (values for _, values in embedded.pieces())
+        for table in () if maps else chips:
+            yield from (np.ascontiguousarray(values[:-1]) for _, values in table.pieces())
+
+    projection = fit_projection(
+        pieces, names or [f'd{i}' for i in range(dims)], settings.pca, settings.int8
+    )
+    explained = ', '.join(f'{x:.4f}' for x in projection.explained)
+    tags |= {'explained_variance': explained} if explained else {}
+    with work.result() as path:
+        if kind == 'parquet':
+            count = write_chips(path, chips, projection, tags)
+            return f'{work.output}: {count} chips of {len(projection.names)} features'
+        stored = [_projected(m, projection) for m in maps]
+        if kind == 'zarr':
+            named = [(m.scene.name, m.grid, b) for m, b in zip(maps, stored, strict=True)]
+            write_zarr(path, named, projection, tags)
+        else:
+            for embedded, blocks in zip(maps, stored, strict=True):
+                own = {**tags, 'file': embedded.scene.file.path, 'time': embedded.scene.file.time}
+                if kind == 'folder':
+                    path.mkdir(exist_ok=True)
+                target = path / f'{embedded.scene.name}.tif' if kind == 'folder' else path
+                write_cog(target, embedded.grid, blocks, projection, own)
+    size = ' + '.join(f'{m.tiling.shape[0]} x {m.tiling.shape[1]}' for m in maps[:3])
+    return f'{work.output}: {size} cells of {len(projection.names)} features'
+
+
+def _load(work: Workspace, job: Job, strip: Strip) -> Float:
+    return work.load(job.part(strip))
+
+
+def _projected(embedded: EmbeddedMap, projection: Projection) -> Iterator[Any]:
+    return ((cells, projection(values)) for cells, values in embedded.pieces())
+
+
+def _fingerprint(
+    encoder: BaseEncoder, scenes: Sequence[Scene], settings: EmbedSettings, kind: str
+) -> dict[str, Any]:
+    """What the bytes of an output depend on."""
+    digest = hashlib.sha256()
+    for name, tensor in encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                      if tensor.ndim else str(tensor.item()).encode())  # fmt: skip
+    inputs = []
+    for file in (f for scene in scenes for layer in scene.layers for f in layer.files):
+        local = Path(file.path)
+        stat = local.stat() if local.exists() else None
+        changed = [stat.st_size, stat.st_mtime_ns] if stat else []
+        inputs.append([file.path, file.time, *changed])
+    return {
+        'version': __version__, 'weights': digest.hexdigest(), 'inputs': inputs, 'kind': kind,
+        'device': next(encoder.parameters()).device.type, 'torch': torch.__version__,
+        **{k: v for k, v in asdict(settings).items() if k != 'overwrite'},
+    }  # fmt: skip

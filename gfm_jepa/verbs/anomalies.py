@@ -1,0 +1,60 @@
+"""`gfm-jepa anomalies`: how unlike what is known each place is."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(words: Sequence[str]) -> None:
+    """Score places."""
+    parser = argparse.ArgumentParser(
+        'gfm-jepa anomalies', description='Distance of embeddings to those of the training data '
+        '(Mahalanobis, nearest neighbours), or, with --predictor, how badly an I-JEPA predicts '
+        'each place of rasters from the others. The last line is JSON: the highest scores.',
+    )  # fmt: skip
+    add = parser.add_argument
+    add('inputs', nargs='+', help='.tif or .parquet of embeddings; rasters with --predictor')
+    add('-o', '--output', type=Path, required=True, help='.tif or .parquet')
+    add('--train', type=Path, help='embeddings that count as normal; the input itself by default')
+    add('--neighbours', type=int, default=5, help='that the distance to neighbours is a mean of')
+    add('--predictor', type=Path, help='checkpoint of an I-JEPA, whose prediction error is mapped')
+    add('--window', type=int, help='of the rasters, pixels')
+    add('--overwrite', action='store_true', help='replace what is there, with --predictor')
+    add('--picture', type=Path, help='PNG; beside the output by default')
+    args = parser.parse_args(words)
+    from ..errors import InputError
+    from ..evaluation.anomalies import highest, score_anomalies
+    from ..evaluation.embeddings import open_embeddings, require_like
+    from ..evaluation.map_figures import score_maps
+    from ..evaluation.plots import save
+
+    if args.predictor:
+        from ..evaluation.prediction_errors import FEATURES, PredictionErrors
+        from ..inference.embed import EmbedSettings, embed
+
+        settings = EmbedSettings(args.window, overwrite=args.overwrite)
+        if args.output.suffix not in ('.tif', '.tiff'):
+            raise InputError(f'{args.output} should end in .tif: prediction errors are a map.')
+        model = PredictionErrors.from_checkpoint(args.predictor)
+        embed(model, args.inputs, args.output, settings, names=FEATURES)
+        shown = open_embeddings(args.output)
+        scores = {name: shown.column(i) for i, name in enumerate(shown.names)}
+    else:
+        if len(args.inputs) > 1:
+            raise InputError('Give one file of embeddings; several rasters go with --predictor.')
+        shown = open_embeddings(Path(args.inputs[0]))
+        require_like(args.output, shown)
+        known = open_embeddings(args.train) if args.train else None
+        scores = score_anomalies(shown, known, args.neighbours)
+        shown.write(args.output, scores)
+    picture = args.picture or args.output.with_suffix('.png')
+    save(score_maps(shown, scores, 'anomalies', _LABELS), picture)
+    print(f'{args.output}, {picture}')
+    print(json.dumps({name: highest(shown, values) for name, values in scores.items()}))
+
+
+_LABELS = {
+    'mahalanobis': 'distance (standard deviations)', 'nearest': 'cosine distance to the nearest',
+    'cosine_error': '1 - cosine of prediction and target', 'l1_error': 'smooth L1 of prediction',
+}  # fmt: skip

@@ -1,0 +1,35 @@
+"""`gfm-jepa cache`: chips, read once."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from .raster_arguments import add_raster_arguments, filter_of
+
+
+def main(words: Sequence[str]) -> None:
+    """Chips, read once."""
+    parser = argparse.ArgumentParser(
+        'gfm-jepa cache', description='Write chips once into sharded zarr 3, float32, so that '
+        'training reads them fast: give the folder as data.paths. A call that was broken off goes '
+        'on where it was.',
+    )  # fmt: skip
+    add_raster_arguments(parser)
+    parser.add_argument('-o', '--output', type=Path, required=True, help='zarr folder to write')
+    parser.add_argument('--patch-size', type=int, default=8, help='of the encoder, pixels')
+    parser.add_argument('--num-dates', type=int, default=1, help='dates of a sample; 0 is all')
+    parser.add_argument('--split', help='name of the split to take from an index')
+    parser.add_argument('--num-workers', type=int, default=0, help='processes that read')
+    args = parser.parse_args(words)
+    from dataclasses import replace
+
+    from ..data.caches import write_cache
+    from ..data.index import modalities_of
+    from ..data.rasters import Rasters
+
+    rasters = Rasters(
+        args.paths, modalities_of(args.modalities), args.chip_size, args.stride, args.patch_size,
+        args.num_dates, replace(filter_of(args), split=args.split),
+    )  # fmt: skip
+    print(rasters.report())
+    print(write_cache(rasters, args.output, args.num_workers))

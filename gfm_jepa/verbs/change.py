@@ -1,0 +1,49 @@
+"""`gfm-jepa change`: how much features differ between two dates."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(words: Sequence[str]) -> None:
+    """Compare two maps."""
+    parser = argparse.ArgumentParser(
+        'gfm-jepa change', description='Difference of the features of two maps that `gfm-jepa '
+        'embed` wrote, on the grid of the first. The last line is JSON: with labels, the area '
+        'under the ROC curve of each score.',
+    )  # fmt: skip
+    add = parser.add_argument
+    add('before', type=Path, help='.tif of the earlier date')
+    add('after', type=Path, help='.tif of the later date, of the same weights')
+    add('-o', '--output', type=Path, required=True, help='.tif')
+    add('--labels', type=Path, help='raster that is above 0 where something has changed')
+    add('--picture', type=Path, help='PNG; beside the output by default')
+    args = parser.parse_args(words)
+    from rasterio.enums import Resampling
+
+    from ..errors import InputError
+    from ..evaluation.change import change_maps, ranking
+    from ..evaluation.clusters import read_on
+    from ..evaluation.embeddings import EmbeddingMap, open_embeddings, require_like
+    from ..evaluation.map_figures import score_maps
+    from ..evaluation.plots import save
+
+    before, after = open_embeddings(args.before), open_embeddings(args.after)
+    if not isinstance(before, EmbeddingMap) or not isinstance(after, EmbeddingMap):
+        raise InputError('Change is a difference of maps; give two .tif of embeddings.')
+    require_like(args.output, before)
+    scores = change_maps(before, after)
+    result = {}
+    if args.labels:
+        labels = read_on(before, args.labels, Resampling.mode).astype(int)
+        result = {name: ranking(values, labels) for name, values in scores.items()}
+    before.write(args.output, scores)
+    picture = args.picture or args.output.with_suffix('.png')
+    title = f'{args.before.stem} to {args.after.stem}'
+    save(score_maps(before, scores, title, _LABELS), picture)
+    print(f'{args.output}, {picture}')
+    print(json.dumps(result))
+
+
+_LABELS = {'cosine': '1 - cosine of both dates', 'difference': 'difference less its mean'}

@@ -1,0 +1,29 @@
+"""Which chips to take: what `index` and `cache` ask for alike."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..data.chips import ChipFilter
+
+
+def add_raster_arguments(parser: argparse.ArgumentParser) -> None:
+    """What index and cache have in common."""
+    parser.add_argument('paths', nargs='+', help='rasters, folders, URLs; NAME=PATH states what')
+    parser.add_argument(
+        '--modalities', nargs='+', default=(), help='names or YAML; known by default'
+    )
+    parser.add_argument('--chip-size', type=int, default=96, help='pixels')
+    parser.add_argument('--stride', type=int, help='pixels; chip-size by default')
+    parser.add_argument('--min-valid', type=float, default=0.25, help='lowest share with data')
+    parser.add_argument('--max-cloud', type=float, default=1.0, help='highest share under cloud')
+    parser.add_argument('--start', help='first day, such as 2019-06-01')
+    parser.add_argument('--end', help='last day')
+    parser.add_argument('--area', help='GeoJSON of the area of interest')
+
+
+def filter_of(args: argparse.Namespace) -> 'ChipFilter':
+    """What the command line says of the chips to take."""
+    from ..data.chips import ChipFilter
+
+    return ChipFilter(args.min_valid, args.max_cloud, args.start, args.end, args.area)

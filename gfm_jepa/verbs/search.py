@@ -1,0 +1,86 @@
+"""`gfm-jepa search`: the places that are most similar to a query."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def main(words: Sequence[str]) -> None:
+    """Find places."""
+    parser = argparse.ArgumentParser(
+        'gfm-jepa search', description='The most similar places of what `gfm-jepa embed` wrote, by '
+        'cosine. Writes the similarity of all cells of a map (.tif), or the places found of a '
+        'table (.parquet), and a picture. The last line is JSON: the places found.',
+    )  # fmt: skip
+    add = parser.add_argument
+    add('embeddings', type=Path, help='.tif or .parquet')
+    query = parser.add_mutually_exclusive_group(required=True)
+    query.add_argument('--at', type=float, nargs=2, metavar=('LON', 'LAT'), help='degrees')
+    query.add_argument('--place', type=int, help='number of a row, or of a cell, row by row')
+    query.add_argument('--image', help='an example, a raster of one chip or more; needs --weights')
+    add('--weights', help='that made the embeddings')
+    add('-k', type=int, default=10, help='places to find')
+    add('-o', '--output', type=Path, required=True, help='.tif or .parquet, as the embeddings are')
+    add('--picture', type=Path, help='PNG; beside the output by default')
+    args = parser.parse_args(words)
+    import numpy as np
+
+    from ..errors import InputError
+    from ..evaluation.embeddings import EmbeddingMap, open_embeddings, require_like
+    from ..evaluation.map_figures import found_places
+    from ..evaluation.plots import save
+    from ..evaluation.search import Search, load, similarity
+
+    embeddings = open_embeddings(args.embeddings)
+    require_like(args.output, embeddings)
+    values, places = load(embeddings)
+    at = None if args.image else embeddings.place_at(*args.at) if args.at else args.place
+    if at is None:
+        if not args.weights:
+            raise InputError(f'{args.image} has to be embedded first; add --weights.')
+        wanted = embed_image(args.weights, args.image)
+    else:
+        row = np.flatnonzero(places == at)
+        if not len(row):
+            raise InputError(f'Place {at} of {args.embeddings} holds no data; name another.')
+        wanted = values[row[0]]
+    score, numbers = Search(values)(wanted, args.k + 1)
+    # The query is its own nearest neighbour, which nobody asked for.
+    keep = [i for i, n in enumerate(numbers) if at is None or places[n] != at][: args.k]
+    score, found = score[keep], places[numbers[keep]]
+    everywhere = similarity(embeddings, wanted)
+    if isinstance(embeddings, EmbeddingMap):
+        embeddings.write(args.output, {'similarity': everywhere})
+    else:
+        embeddings.write(args.output, {'similarity': score}, found)
+    picture = args.picture or args.output.with_suffix('.png')
+    origin = None if at is None else embeddings.positions(np.array([at]))[0].tolist()
+    save(found_places(embeddings, everywhere, found, origin), picture)
+    print(f'{args.output}, {picture}')
+    print(json.dumps([
+        {'place': int(n), 'similarity': round(float(s), 4), 'lon': round(float(x), 6),
+         'lat': round(float(y), 6)}
+        for n, s, (x, y) in zip(found, score, embeddings.positions(found), strict=True)
+    ]))  # fmt: skip
+
+
+def embed_image(weights: str, path: str) -> 'NDArray[np.float32]':
+    """The mean embedding of the chips of an example."""
+    import tempfile
+
+    from ..evaluation.embeddings import open_embeddings
+    from ..evaluation.search import load
+    from ..inference.embed import embed
+    from ..models.hub import from_pretrained
+
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / 'example.parquet'
+        embed(from_pretrained(weights), [path], output, say=lambda text: None)
+        mean: NDArray[np.float32] = load(open_embeddings(output))[0].mean(axis=0)
+        return mean

@@ -1,0 +1,221 @@
+"""Search, clusters, anomalies and change on embeddings, through the command line."""
+
+import json
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import torch
+from mapping import OPTICAL, RADAR, read, save_encoder, smooth, there
+
+from gfm_jepa.cli import main
+from gfm_jepa.evaluation.anomalies import shrunk_covariance
+from gfm_jepa.evaluation.change import ranking
+from gfm_jepa.evaluation.clusters import agreement
+from gfm_jepa.evaluation.embeddings import open_embeddings, sample
+from gfm_jepa.evaluation.prediction_errors import PredictionErrors
+from gfm_jepa.evaluation.search import Search, load
+from gfm_jepa.tasks import IJEPA, EncoderConfig
+
+
+@pytest.fixture
+def halves(tmp_path, write_raster):
+    """A scene whose west and east halves differ, an odd spot in it, and what was embedded of it."""
+    save_encoder(tmp_path / 'weights')
+    values = 100 + 0.1 * (smooth(3, 192, 256) - 100)
+    values[:, :, 128:] += np.array([60, -60, 40])[:, None, None]
+    values[:, 96:112, 48:64] += np.array([-150, 200, 200])[:, None, None]
+    values[:, :16, :16] = np.nan
+    write_raster(tmp_path / 'optical.tif', values=values, dtype='float32', nodata=np.nan)
+    classes = np.ones((1, 192, 256))
+    classes[:, :, 128:] = 2
+    write_raster(tmp_path / 'classes.tif', values=classes, dtype='uint8', nodata=0)
+    words = ['embed', str(tmp_path / 'weights'), str(tmp_path / 'optical.tif'), '--window', '64']
+    assert main([*words, '-o', str(tmp_path / 'map.tif')]) == 0
+    assert main([*words, '--window', '32', '-o', str(tmp_path / 'chips.parquet')]) == 0
+    return tmp_path
+
+
+def verb(capfd, name, *words):
+    """Run a verb; what its last line says."""
+    capfd.readouterr()
+    assert main([name, *map(str, words)]) == 0
+    return json.loads(capfd.readouterr().out.splitlines()[-1])
+
+
+def test_clusters_find_the_halves(halves, capfd):
+    out = halves / 'clusters.tif'
+    said = verb(capfd, 'cluster', halves / 'map.tif', '-k', 3, '-o', out, '--labels',
+                halves / 'classes.tif')  # fmt: skip
+    assert said['purity'] > 0.97 and said['nmi'] > 0.7 and said['chance'] < 0.6
+    values, transform, _ = read(out)
+    assert values.shape == (1, 24, 32) and transform.a == 80
+    assert (values[0, :2, :2] == 255).all() and set(np.unique(values)) == {0, 1, 2, 255}
+    assert (halves / 'clusters.png').stat().st_size > 1000
+    out = halves / 'clusters.parquet'
+    said = verb(capfd, 'cluster', halves / 'chips.parquet', '-k', 2, '-o', out, '--labels', 'col')
+    table = geopandas.read_parquet(out)
+    assert said['places'] == len(table) == 48 and set(table['cluster']) == {0, 1}
+
+
+def test_agreement_as_counted_by_hand():
+    clusters = np.array([0, 0, 0, 1, 1, 255], np.uint8)
+    labels = np.array([5, 5, 7, 7, -1, 7])
+    found = agreement(clusters, labels)
+    assert found['purity'] == 3 / 4 and found['chance'] == 2 / 4 and found['places'] == 4
+    assert agreement(clusters[:5], np.array([1, 1, 1, 2, 2]))['nmi'] == pytest.approx(1)
+
+
+def test_search_finds_places_like_the_one_that_is_named(halves, capfd):
+    embedded = open_embeddings(halves / 'map.tif')
+    lon, lat = embedded.positions(np.array([10 * 32 + 25]))[0]
+    found = verb(capfd, 'search', halves / 'map.tif', '--at', lon, lat, '-k', 20, '-o',
+                 halves / 'similar.tif')  # fmt: skip
+    assert len(found) == 20 and all(f['place'] % 32 >= 16 for f in found)  # in the east
+    assert [f['similarity'] for f in found] == sorted(
+        (f['similarity'] for f in found), reverse=True
+    )
+    values, _, _ = read(halves / 'similar.tif')
+    assert values[0].ravel()[10 * 32 + 25] == pytest.approx(1, abs=1e-5)
+    assert values[0].ravel()[found[0]['place']] == pytest.approx(found[0]['similarity'], abs=1e-4)
+    assert embedded.place_at(found[0]['lon'], found[0]['lat']) == found[0]['place']
+    # Of chips, by row and by example.
+    by_row = verb(capfd, 'search', halves / 'chips.parquet', '--place', 7, '-k', 3, '-o',
+                  halves / 'rows.parquet')  # fmt: skip
+    table = geopandas.read_parquet(halves / 'rows.parquet')
+    assert len(table) == len(by_row) == 3 and (table['col'] >= 128).all()
+    with rasterio.open(halves / 'optical.tif') as file:
+        window = rasterio.windows.Window(192, 64, 32, 32)
+        profile = {**file.profile, 'width': 32, 'height': 32,
+                   'transform': file.window_transform(window)}  # fmt: skip
+        with rasterio.open(halves / 'example.tif', 'w', **profile) as target:
+            target.write(file.read(window=window))
+    by_image = verb(capfd, 'search', halves / 'chips.parquet', '--image',
+                    f'optical={halves}/example.tif', '--weights', halves / 'weights', '-k', 3, '-o',
+                    halves / 'rows.parquet')  # fmt: skip
+    assert all(geopandas.read_parquet(halves / 'chips.parquet')['col'][f['place']] >= 128
+               for f in by_image)  # fmt: skip
+
+
+def test_exact_search_is_that_of_all_products(monkeypatch):
+    from gfm_jepa.evaluation import search
+
+    monkeypatch.setattr(search, 'CHUNK', 64)
+    values = torch.randn(1000, 8).numpy()
+    queries = torch.randn(5, 8).numpy()
+    similar, numbers = Search(values)(queries, 7)
+    unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+    products = queries / np.linalg.norm(queries, axis=1, keepdims=True) @ unit.T
+    assert (numbers == np.argsort(-products, axis=1)[:, :7]).all()
+    assert np.allclose(similar, np.sort(products, axis=1)[:, :-8:-1], atol=1e-6)
+
+
+def test_anomalies_rank_the_odd_spot_first(halves, capfd):
+    said = verb(capfd, 'anomalies', halves / 'map.tif', '-o', halves / 'odd.tif')
+    values, _, _ = read(halves / 'odd.tif')
+    assert values.shape[0] == 2 and set(said) == {'mahalanobis', 'nearest'}
+    for score in values:
+        inside = score[12:14, 6:8]
+        assert inside.min() > np.nanpercentile(score, 95)
+    assert np.isnan(values[:, :2, :2]).all()
+    said = verb(capfd, 'anomalies', halves / 'chips.parquet', '--train', halves / 'chips.parquet',
+                '-o', halves / 'odd.parquet')  # fmt: skip
+    table = geopandas.read_parquet(halves / 'odd.parquet')
+    assert table['nearest'].between(-1e-6, 2).all() and table['mahalanobis'].notna().all()
+    assert main(['anomalies', str(halves / 'map.tif'), '-o', str(halves / 'odd.parquet')]) == 2
+
+
+def test_shrunk_covariance_is_that_of_scikit_learn():
+    from sklearn.covariance import ledoit_wolf
+
+    x = (torch.randn(40, 12) @ torch.randn(12, 12)).numpy().astype('f8')
+    x -= x.mean(axis=0)
+    assert np.allclose(shrunk_covariance(x), ledoit_wolf(x, assume_centered=True)[0])
+
+
+def test_change_is_where_something_has_changed(halves, write_raster, capfd):
+    with rasterio.open(halves / 'optical.tif') as file:
+        values = file.read()
+    values += 5  # another light
+    values[:, 128:160, 192:224] += np.array([120, -90, 60])[:, None, None]
+    write_raster(halves / 'later/optical.tif', values=values, dtype='float32', nodata=np.nan)
+    assert main(['embed', str(halves / 'weights'), str(halves / 'later'), '--window', '64', '-o',
+                 str(halves / 'later.tif')]) == 0  # fmt: skip
+    mask = np.zeros((1, 192, 256))
+    mask[:, 128:160, 192:224] = 1
+    write_raster(halves / 'mask.tif', values=mask, dtype='uint8')
+    said = verb(capfd, 'change', halves / 'map.tif', halves / 'later.tif', '-o',
+                halves / 'change.tif', '--labels', halves / 'mask.tif')  # fmt: skip
+    assert said['cosine']['auc'] > 0.95 and said['difference']['auc'] > 0.95
+    values, _, _ = read(halves / 'change.tif')
+    assert np.isnan(values[:, :2, :2]).all() and there(values)[2:].all()
+    capfd.readouterr()
+    assert main(['change', str(halves / 'map.tif'), str(halves / 'chips.parquet'), '-o',
+                 str(halves / 'change.tif')]) == 2  # fmt: skip
+    assert 'two .tif' in capfd.readouterr().err
+
+
+def test_ranking_counts_pairs_in_order():
+    scores = np.array([0.1, 0.4, 0.4, 0.9, np.nan], np.float32)
+    assert ranking(scores, np.array([0, 0, 1, 1, 1]))['auc'] == (1 + 0.5 + 1 + 1) / 4
+
+
+def checkpoint(tmp_path):
+    """A tiny I-JEPA as a checkpoint of `gfm-jepa fit` holds it."""
+    task = IJEPA([OPTICAL.to_dict(), RADAR.to_dict()], EncoderConfig('nano', patch_size=8),
+                 predictor_dim=24, predictor_depth=1)  # fmt: skip
+    with torch.no_grad():
+        for p in task.target_encoder.parameters():  # two encoders that are not the same
+            p.mul_(1.01)
+    saved = {'state_dict': task.state_dict()}
+    task.on_save_checkpoint(saved)
+    path = tmp_path / 'last.ckpt'
+    torch.save(saved, path)
+    return task.eval(), path
+
+
+def test_prediction_errors_are_those_of_the_task(tmp_path):
+    task, path = checkpoint(tmp_path)
+    model = PredictionErrors.from_checkpoint(path)
+    batch = {'optical': torch.from_numpy(smooth(3, 48, 48))[None].repeat(2, 1, 1, 1)}
+    batch['optical'][1, :, :16] = torch.nan
+    errors = model.forward_feature_map(batch)
+    assert errors.shape == (2, 2, 6, 6)
+    assert errors[1, :, :2].isnan().all() and errors[1, :, 2:].isfinite().all()
+    # The block of the first three by three patches, hidden with those that share its turn.
+    rows, cols = torch.meshgrid(torch.arange(6), torch.arange(6), indexing='ij')
+    hidden = ((rows < 3) & (cols < 3)).flatten()
+    target_ids, context_ids = hidden.nonzero().T, (~hidden).nonzero().T
+    with torch.no_grad():
+        task.log_health = lambda values: None
+        one = {'optical': batch['optical'][:1]}
+        targets = task.forward_targets(one, target_ids[None])[0, 0]
+        guess = task.forward_context(one, context_ids, target_ids[None])[0, 0]
+    expected = torch.nn.functional.smooth_l1_loss(guess, targets, reduction='none').mean(dim=1)
+    assert torch.allclose(errors[0, 1, :3, :3].flatten(), expected, atol=1e-5)
+
+
+def test_prediction_errors_as_a_map(tmp_path, write_raster, capfd):
+    _, path = checkpoint(tmp_path)
+    write_raster(tmp_path / 'optical.tif', values=smooth(3, 100, 120), dtype='float32')
+    said = verb(capfd, 'anomalies', tmp_path / 'optical.tif', '--predictor', path, '--window', 48,
+                '-o', tmp_path / 'errors.tif')  # fmt: skip
+    assert set(said) == {'cosine_error', 'l1_error'}
+    values, transform, _ = read(tmp_path / 'errors.tif')
+    assert values.shape == (2, 13, 15) and transform.a == 80 and there(values)[:12].all()
+    assert (values[:, :12] > 0).all() and (tmp_path / 'errors.png').is_file()
+    save_encoder(tmp_path / 'weights')
+    assert (
+        main(['anomalies', 'x.tif', '--predictor', str(tmp_path / 'no.ckpt'), '-o', 'a.tif']) == 2
+    )
+
+
+def test_a_sample_is_drawn_evenly(halves):
+    embeddings = open_embeddings(halves / 'map.tif')
+    everything, places = load(embeddings)
+    assert len(places) == len(everything) == 24 * 32 - 4
+    some = sample(embeddings, 100, seed=1)
+    assert some.shape == (100, 16)
+    assert np.array_equal(some, sample(embeddings, 100, seed=1))
+    assert len(np.unique(some, axis=0)) == 100
