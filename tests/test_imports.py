@@ -33,7 +33,7 @@ def imported_parts(file: Path) -> set[str]:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == depth:
             names = [node.module] if node.module else [a.name for a in node.names]
-            parts |= {name.split('.')[0] for name in names}
+            parts |= {name.split('.')[0] for name in names} - {'__version__'}
         elif isinstance(node, ast.ImportFrom) and (node.module or '').startswith('gfm_jepa.'):
             parts.add(str(node.module).split('.')[1])
     return parts
