@@ -60,6 +60,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     'trunk of 192 x 6, 0.2': ('vicreg', {f'{_ENCODER}.preset': 'tiny', **_changes(0.2)}),
     'expander of 2048': ('vicreg', {'model.init_args.expander_dims': [2048, 2048, 2048]}),
 }  # fmt: skip
+COLUMNS = ('knn5', 'linear', 'knn5_back', 'linear_back')
 RESULTS = Path(__file__).parent / 'results' / 'recipe.csv'
 
 
@@ -90,20 +91,43 @@ def rows_of(variant: str, minutes: float, seed: int, root: str) -> list[Row]:
 
 def said(row: Row) -> str:
     """A row in words."""
-    scores = ', '.join(f'{c} {row[c]}' for c in ('knn5', 'linear', 'knn5_back', 'linear_back'))
+    scores = ', '.join(f'{c} {row[c]}' for c in COLUMNS)
     return f'{row["variant"]}, {row["features"]}: {scores}'
+
+
+def summary(rows: list[Row], minutes: float) -> dict[str, dict[str, float]]:
+    """Percent by variant and kind of features, mean over seeds."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        if float(row['minutes']) == minutes:
+            scores = found.setdefault(f'{row["variant"]} | {row["features"]}', {})
+            for column in COLUMNS:
+                scores.setdefault(column, []).append(100 * float(row[column]))
+    return {n: {c: round(sum(v) / len(v), 2) for c, v in s.items()} for n, s in found.items()}
+
+
+def markdown(table: dict[str, dict[str, float]]) -> str:
+    """The table of README.md."""
+    lines = ['| variant | features | kNN-5 % | linear % | kNN-5 back | linear back |',
+             '|---|---|---|---|---|---|']  # fmt: skip
+    lines += [f'| {n} | {" | ".join(f"{s[c]:.1f}" for c in COLUMNS)} |' for n, s in table.items()]
+    return '\n'.join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
-    parser.add_argument('--root', required=True, help='folder of EuroSAT RGB')
+    parser.add_argument('--root', default='.', help='folder of EuroSAT RGB')
     parser.add_argument('--minutes', type=float, default=2, help='of two cores, per row')
     parser.add_argument('--seeds', type=int, default=1)
     parser.add_argument('--jobs', type=int, default=2, help='rows at once; one core each')
     parser.add_argument('--variants', nargs='+', default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument('--output', type=Path, default=RESULTS)
+    parser.add_argument('--table', action='store_true', help='print what is there, as Markdown')
     parser.add_argument('--row', nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.table:
+        print(markdown(summary(read(args.output), args.minutes)))
+        return
     if args.row:
         torch.set_num_threads(1)
         variant, minutes, seed = args.row
@@ -116,14 +140,7 @@ def main() -> None:
         if (variant, args.minutes, seed) not in known
     ]  # fmt: skip
     fill(args.output, __file__, jobs, args.jobs, said)
-    found: dict[str, dict[str, list[float]]] = {}
-    for row in read(args.output):
-        if float(row['minutes']) == args.minutes:
-            scores = found.setdefault(f'{row["variant"]}, {row["features"]}', {})
-            for column in ('knn5', 'linear', 'knn5_back', 'linear_back'):
-                scores.setdefault(column, []).append(100 * float(row[column]))
-    print(json.dumps({n: {c: round(sum(v) / len(v), 2) for c, v in s.items()}
-                      for n, s in found.items()}))  # fmt: skip
+    print(json.dumps(summary(read(args.output), args.minutes)))
 
 
 if __name__ == '__main__':
