@@ -107,8 +107,10 @@ def lay_out(data: Path, output: Path) -> None:
 
 
 def fit(config: str, output: Path) -> None:
-    """Run `gfm-jepa fit` in the output folder; what it says goes to a log there."""
+    """Run `gfm-jepa fit` in the output folder, once; what it says goes to a log there."""
     folder = output / config
+    if (folder / 'done').exists():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     words = [
         sys.executable, '-m', 'gfm_jepa.cli', 'fit', '--config', str(CONFIGS / f'{config}.yaml'),
@@ -119,6 +121,7 @@ def fit(config: str, output: Path) -> None:
             words, cwd=output, check=True, stdout=log, stderr=log,
             env={**os.environ, 'OMP_NUM_THREADS': '1'},
         )  # fmt: skip
+    (folder / 'done').touch()
 
 
 def last(output: Path, config: str) -> Path:
