@@ -153,7 +153,7 @@ def test_the_report_stands_alone_and_agrees_with_the_rows(weights, eurosat):
     assert f'>{100 * float(knn["value"]):.2f}<' in text and knn['split_hash'] in text
 
 
-def test_the_linear_head_is_kept(weights, eurosat):
+def test_the_linear_head_is_kept(weights, eurosat, capfd):
     rows = run(weights, eurosat, '--protocols', 'linear', '--features', 'depths', '--no-baselines',
                '--save-head', 'head.ckpt')  # fmt: skip
     scores, labels = ResultTable(Path('rows.csv'), True).read_predictions(rows[0])
@@ -164,6 +164,11 @@ def test_the_linear_head_is_kept(weights, eurosat):
     shares = model({'rgb': torch.stack([test[i]['rgb'] for i in range(6)])})
     assert torch.allclose(shares, scores, atol=2e-3)
     assert model.facts.features == 'depths' and len(labels) == 6
+    words = ('--protocols', 'linear', '--features', 'depths', '--no-baselines', '--resume')
+    run(weights, eurosat, *words, '--save-head', 'again.ckpt', status=2)
+    assert 'again.ckpt is not written' in capfd.readouterr().err
+    run(weights, eurosat, '--protocols', 'knn', '--save-head', 'again.ckpt', '--resume', status=2)
+    assert 'by the protocol linear' in capfd.readouterr().err and not Path('again.ckpt').exists()
 
 
 def test_bad_words_are_one_sentence(weights, eurosat, capfd):

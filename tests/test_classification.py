@@ -1,5 +1,6 @@
 """A head on an encoder: frozen, fine-tuned, of several modalities, resumed, and by itself."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -241,9 +242,12 @@ def test_a_checkpoint_is_a_classifier_and_an_encoder(eurosat):
     assert model.facts.image_sizes == {'rgb': [64, 64]} and model.facts.gsd == {'rgb': 10.0}
     x = torch.rand(4, 3, 64, 64) * 255
     shares = model({'rgb': x})
+    assert torch.allclose(shares, model({'rgb': torch.rot90(x.flip(-1), 1, (2, 3))}), atol=1e-5)
     assert torch.allclose(shares.sum(dim=1), torch.ones(4), atol=1e-5)
     embedding = from_pretrained(path)({'rgb': x, 'gsd': {'rgb': 10.0}})
-    assert torch.allclose(model.head(embedding).softmax(dim=1), shares, atol=1e-6)
+    assert model.facts.turns  # as the config says; without it, the chip as it is
+    model.facts = replace(model.facts, turns=False)
+    assert torch.allclose(model.head(embedding).softmax(dim=1), model({'rgb': x}), atol=1e-6)
     with pytest.raises(InputError, match='There is no file nowhere'):
         load_classifier('nowhere.ckpt')
     bare = torch.load(path, weights_only=True)

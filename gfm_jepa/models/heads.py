@@ -27,6 +27,7 @@ class HeadFacts:
         multilabel: Whether a sample may have several classes.
         image_sizes: Height and width, pixels, of the chips that it learned from, by modality.
         gsd: Their metres per pixel, by modality, where it was told.
+        turns: Whether the probabilities are the mean over all eight flips and quarter turns.
     """
 
     classes: Sequence[str]
@@ -34,6 +35,7 @@ class HeadFacts:
     multilabel: bool = False
     image_sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     gsd: Mapping[str, float] = field(default_factory=dict)
+    turns: bool = False
 
 
 class ClassificationHead(nn.Module):
@@ -83,8 +85,26 @@ class Classifier(nn.Module):
             NaN for a sample without valid pixels.
         """
         known = {'gsd': dict(self.facts.gsd), **batch} if self.facts.gsd else batch
-        logits = self.head(encode(self.encoder, known, self.facts.features))
-        return probabilities(logits, self.facts.multilabel)
+        return classify_turned(self.encoder, self.head, known, self.facts)
+
+
+def classify_turned(
+    encoder: BaseEncoder, head: nn.Module, batch: Batch, facts: HeadFacts
+) -> Tensor:
+    """Probabilities (B, K) of a batch, the mean over its flips and turns if the facts say so.
+
+    Rasters that are not square are flipped and turned by half only: four ways, not eight.
+    """
+    rasters = encoder.rasters(batch)
+    square = all(x.shape[-1] == x.shape[-2] for x in rasters.values())
+    quarters = (0, 1, 2, 3) if square else (0, 2)
+    ways = [(flip, n) for flip in (False, True) for n in quarters] if facts.turns else [(False, 0)]
+    found = []
+    for flip, n in ways:
+        seen = {k: torch.rot90(x.flip(-1) if flip else x, n, (-2, -1)) for k, x in rasters.items()}
+        logits = head(encode(encoder, {**batch, **seen}, facts.features))
+        found.append(probabilities(logits, facts.multilabel))
+    return torch.stack(found).mean(dim=0)
 
 
 def encode(encoder: BaseEncoder, batch: Batch, features: str) -> Tensor:
@@ -135,7 +155,7 @@ def head_facts(facts: HeadFacts) -> dict[str, Any]:
     """The facts as plain values."""
     return {
         'classes': list(facts.classes), 'features': facts.features,
-        'multilabel': facts.multilabel,
+        'multilabel': facts.multilabel, 'turns': facts.turns,
         'image_sizes': {k: list(v) for k, v in facts.image_sizes.items()}, 'gsd': dict(facts.gsd),
     }  # fmt: skip
 

@@ -20,10 +20,10 @@ from ..errors import InputError
 from ..models.heads import (
     ClassificationHead,
     HeadFacts,
+    classify_turned,
     encode,
     feature_width,
     head_facts,
-    probabilities,
 )
 from ..views import Views
 from .base import (
@@ -51,6 +51,8 @@ class HeadConfig:
         mixup: Both parameters of the Beta distribution from which mixing weights are drawn; 0 mixes
             nothing. Where one of two mixed samples has no data, the mixture has none.
         multilabel: Whether a sample may have several classes; labels are (B, K) of 0 and 1 then.
+        turns: Whether a sample is classified by the mean over its flips and quarter turns, which
+            costs eight times as much; training turns its views anyway.
     """
 
     frozen: bool = False
@@ -59,6 +61,7 @@ class HeadConfig:
     label_smoothing: float = 0.0
     mixup: float = 0.0
     multilabel: bool = False
+    turns: bool = False
 
 
 # One view, whole: what of `Views` is left are flips and quarter turns.
@@ -161,8 +164,7 @@ class Classification(PretrainTask):
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Probabilities (B, K)."""
-        logits = self.head(self.forward(self._without(batch)))
-        return probabilities(logits, self.head_config.multilabel)
+        return classify_turned(self.encoder, self.head, self._without(batch), self._facts())
 
     def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Cross entropy of one changed, perhaps mixed, view of each sample."""
@@ -212,17 +214,26 @@ class Classification(PretrainTask):
         self._evaluate('test', batch)
 
     def _evaluate(self, part: str, batch: Mapping[str, Any]) -> None:
-        features, labels = self.forward(self._without(batch)), batch['label']
-        if lost := int((~features.isfinite()).any(dim=1).sum()):
+        labels = batch['label']
+        scores = self.predict_step(batch, 0)
+        if lost := int((~scores.isfinite()).any(dim=1).sum()):
             raise InputError(
                 f'{lost} of {len(labels)} samples have no valid pixel; leave them out.'
             )
-        logits = self.head(features)
+        # The log of a probability is a logit as good as any.
+        eps = torch.finfo(scores.dtype).tiny
+        logits = torch.logit(scores, 1e-7) if self.head_config.multilabel else (
+            scores.clamp_min(eps).log())  # fmt: skip
         loss = self._criterion(logits, self._targets(labels))
         self.log(f'{part}_loss', loss, batch_size=len(labels), sync_dist=True)
         metrics = self.metrics[part]
-        metrics.update(logits, labels)  # type: ignore[operator]
+        metrics.update(scores, labels)  # type: ignore[operator]
         self.log_dict(metrics, batch_size=len(labels))
+
+    def _facts(self) -> HeadFacts:
+        """What the head is for."""
+        c = self.head_config
+        return HeadFacts(self.classes, c.features, c.multilabel, **self.shown, turns=c.turns)
 
     def _without(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """The batch less the modalities that are left out."""
@@ -231,10 +242,7 @@ class Classification(PretrainTask):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the head is for, so that encoder and head load without this task."""
         super().on_save_checkpoint(checkpoint)
-        c = self.head_config
-        checkpoint['head'] = head_facts(
-            HeadFacts(self.classes, c.features, c.multilabel, **self.shown)
-        )
+        checkpoint['head'] = head_facts(self._facts())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on as the run that was broken off."""

@@ -36,6 +36,7 @@ class Recipe:
         mixup: As in `HeadConfig`.
         fraction: Height and width of a training crop over the chip's, in pixels.
         scale: Share of the chip's area that a crop shows, at least.
+        turns: Whether the test part is classified by the mean over flips and quarter turns.
     """
 
     epochs: int = 30
@@ -47,6 +48,7 @@ class Recipe:
     mixup: float = 0.0
     fraction: float = 0.75
     scale: float = 0.4
+    turns: bool = True
 
     def describe(self) -> str:
         """The recipe in words, for a row of results."""
@@ -92,7 +94,7 @@ def finetune(
             optimizer=OptimizerConfig(lr=recipe.lr, weight_decay=recipe.weight_decay, warmup=0.1),
             head=HeadConfig(
                 layer_decay=recipe.layer_decay, label_smoothing=recipe.label_smoothing,
-                mixup=recipe.mixup, multilabel=benchmark.multilabel,
+                mixup=recipe.mixup, multilabel=benchmark.multilabel, turns=recipe.turns,
             ),
             views=Views(num_global=1, global_scale=(recipe.scale, 1.0),
                         global_fraction=recipe.fraction, gain=0.1, offset=0.1),

@@ -22,6 +22,8 @@ def main(words: Sequence[str]) -> None:
     from ..evaluation.result_table import ResultTable
 
     roots = _roots(args.root, args.dataset)
+    if args.save_head and (len(args.dataset) > 1 or 'linear' not in args.protocols):
+        raise InputError('--save-head keeps the head of one --dataset, by the protocol linear.')
     table = ResultTable(args.output, args.resume)
     contest = Contest(args.weights, args.features, args.timm, not args.no_baselines, args.seed)
     plan = Plan(
@@ -34,6 +36,11 @@ def main(words: Sequence[str]) -> None:
         benchmarks.append(resize(benchmark, args.image_size) if args.image_size else benchmark)
         writer = HeadWriter(args.save_head, benchmarks[-1]) if args.save_head else None
         run_benchmark(benchmarks[-1], contest, plan, table, writer)
+        if writer is not None and not writer.written:
+            raise InputError(
+                f'{args.save_head} is not written: the linear result is in {args.output} already; '
+                f'name another file there.'
+            )
     print(f'rows: {args.output}')
     if args.report:
         from ..evaluation.benchmark_report import write_report
@@ -45,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     """The words that it knows."""
     parser = argparse.ArgumentParser(
         'gfm-jepa benchmark', description='Frozen and fine-tuned accuracy of weights on labelled '
-        'data, with 95 %% bootstrap intervals and calibration error. Beside them in the same '
+        'data, with 95 % bootstrap intervals and calibration error. Beside them in the same '
         'table: image statistics, RCF-512, hand-made features and a random-init twin. One CSV row '
         'a result, with all that repeats it; probabilities in a folder beside.',
     )  # fmt: skip
