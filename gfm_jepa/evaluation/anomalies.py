@@ -43,7 +43,8 @@ class KnownEmbeddings:
         """Distance (n,) of features (n, D) from the mean, in standard deviations."""
         gaps = values - self.mean
         squares = np.einsum('nd,de,ne->n', gaps, self.precision, gaps, optimize=True)
-        return np.sqrt(np.maximum(squares, 0)).astype(np.float32)
+        distances: Float = np.sqrt(np.maximum(squares, 0)).astype(np.float32)
+        return distances
 
     def nearest(self, values: Float, among_known: bool = False) -> Float:
         """Mean cosine distance (n,) to the nearest known embeddings, 0 to 2.
@@ -118,7 +119,8 @@ def shrunk_covariance(centred: NDArray[np.floating]) -> NDArray[np.float64]:
         np.square(np.square(x).sum(axis=1)).sum() / count - np.square(covariance).sum()
     ) / count
     share = min(noise / spread, 1.0) if spread > 0 else 1.0
-    return (1 - share) * covariance + (share * level + 1e-12) * np.eye(dims)
+    shrunk: NDArray[np.float64] = (1 - share) * covariance + (share * level + 1e-12) * np.eye(dims)
+    return shrunk
 
 
 def _unit(values: torch.Tensor) -> torch.Tensor:

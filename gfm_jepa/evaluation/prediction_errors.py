@@ -108,11 +108,12 @@ class PredictionErrors(BaseEncoder):
 
     def forward(self, batch: Batch) -> Tensor:
         """Mean errors (B, 2) of a chip."""
-        return self.forward_feature_map(batch).flatten(2).nanmean(dim=2)
+        errors: Tensor = self.forward_feature_map(batch).flatten(2).nanmean(dim=2)
+        return errors
 
     def forward_depths(self, batch: Batch, num_depths: int = 3) -> Tensor:
         """The same as `forward`: errors have no depth."""
-        return self(batch)
+        return self.forward(batch)
 
     def forward_feature_map(self, batch: Batch, modality: str | None = None) -> Tensor:
         """Errors on the token grid of one modality.
