@@ -29,6 +29,7 @@ USAGE = f"""gfm-jepa {__version__}: JEPA pretraining on any rasters
   gfm-jepa publish WEIGHTS org/name --dry-run FOLDER                  weights, card: to the Hub
   gfm-jepa embed WEIGHTS PATH... -o map.tif                           whole scenes: maps, chips
   gfm-jepa search | cluster | anomalies | change ...                  what to do with them
+  gfm-jepa look WEIGHTS PATH... -o FOLDER                             what an encoder sees: figures
   gfm-jepa demo                                                       the whole way on made-up tiles
 
 Each verb explains itself with --help."""
@@ -312,7 +313,7 @@ def _verb(name: str) -> Callable[[list[str]], None]:
     return run
 
 
-_VERBS = {**{n: _verb(n) for n in ('embed', 'search', 'cluster', 'anomalies', 'change')},
+_VERBS = {**{n: _verb(n) for n in ('embed', 'search', 'cluster', 'anomalies', 'change', 'look')},
           'probe': _probe, 'index': _index, 'cache': _cache, 'stats': _stats, 'demo': _demo,
           'explore': _explore, 'dashboard': _dashboard, 'publish': _publish}  # fmt: skip
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import __version__
+import gfm_jepa
+
 from ..data.raster_files import Float, gdal
 from ..errors import InputError
 from ..models import BaseEncoder
@@ -146,7 +147,7 @@ def _write(
             f'{lacking} parts are not in {work.folder}; let all hosts write to one shared folder.'
         )
     tags = {
-        'software': f'gfm-jepa {__version__}', 'modalities': ', '.join(encoder.modalities),
+        'software': f'gfm-jepa {gfm_jepa.__version__}', 'modalities': ', '.join(encoder.modalities),
         'window': str(jobs[0].scene.window), 'revision': encoder.revision or '',
     }  # fmt: skip
     load = [partial(_load, work, job) for job in jobs]
@@ -209,7 +210,8 @@ def _fingerprint(
         changed = [stat.st_size, stat.st_mtime_ns] if stat else []
         inputs.append([file.path, file.time, *changed])
     return {
-        'version': __version__, 'weights': digest.hexdigest(), 'inputs': inputs, 'kind': kind,
+        'version': gfm_jepa.__version__, 'weights': digest.hexdigest(), 'inputs': inputs,
+        'kind': kind,
         'device': next(encoder.parameters()).device.type, 'torch': torch.__version__,
         **{k: v for k, v in asdict(settings).items() if k != 'overwrite'},
     }  # fmt: skip
