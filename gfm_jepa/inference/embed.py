@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import gfm_jepa
 
@@ -18,7 +19,7 @@ from ..errors import InputError
 from ..models import BaseEncoder
 from .chip_tables import EmbeddedChips, write_chips
 from .ground_features import cell_size
-from .outputs import EmbeddedMap, require_output, write_cog, write_zarr
+from .outputs import SIDE, EmbeddedMap, require_output, write_cog, write_zarr
 from .processes import one_thread_each, ranks
 from .projections import Projection, fit_projection
 from .scenes import Scene, find_scenes
@@ -191,7 +192,10 @@ def _load(work: Workspace, job: Job, strip: Strip) -> Float:
 
 
 def _projected(embedded: EmbeddedMap, projection: Projection) -> Iterator[Any]:
-    return ((cells, projection(values)) for cells, values in embedded.pieces())
+    """What is stored of a map, block by block."""
+    total = sum(1 for _ in embedded.tiling.blocks(SIDE))
+    pieces = tqdm(embedded.pieces(), 'Writing', total, unit='block', delay=2)
+    return ((cells, projection(values)) for cells, values in pieces)
 
 
 def _fingerprint(
