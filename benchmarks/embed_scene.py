@@ -37,8 +37,8 @@ BLOCK = 512
 WINDOW, OVERLAP, BATCH = 128, 32, 16
 
 
-def make_scene(path: Path, size: int, seed: int = 0) -> None:
-    """Write a tiled, deflated GeoTIFF: texture and noise, shifted from block to block."""
+def make_scene(path: Path, size: int, compress: str = 'deflate', seed: int = 0) -> None:
+    """Write a tiled GeoTIFF: texture and noise, shifted from block to block."""
     rng = np.random.default_rng(seed)
     coarse = rng.normal(0, 1, (12, BLOCK // 16, BLOCK // 16)).repeat(16, 1).repeat(16, 2)
     base = (1500 + 400 * coarse + rng.normal(0, 60, (12, BLOCK, BLOCK))).clip(1, 9999)
@@ -46,7 +46,7 @@ def make_scene(path: Path, size: int, seed: int = 0) -> None:
     with rasterio.open(
         path, 'w', driver='GTiff', count=12, height=size, width=size, dtype='uint16', nodata=0,
         crs='EPSG:32633', transform=from_origin(500000, 5000000, 10, 10), tiled=True,
-        blockxsize=BLOCK, blockysize=BLOCK, compress='deflate', zlevel=1, BIGTIFF='IF_SAFER',
+        blockxsize=BLOCK, blockysize=BLOCK, compress=compress, BIGTIFF='IF_SAFER',
     ) as target:  # fmt: skip
         for top in range(0, size, BLOCK):
             for left in range(0, size, BLOCK):
@@ -112,13 +112,13 @@ def seen_pixels(size: int) -> int:
     return len(tiling.starts(size)) ** 2 * WINDOW**2
 
 
-def measure(folder: Path, size: int, weights: Path, encoder_seconds: float) -> None:
+def measure(folder: Path, size: int, weights: Path, encoder_seconds: float, compress: str) -> None:
     """Everything, line by line."""
     peaks, speeds = {}, {}
     own: list[float] = []
     for name, side in (('1/4', size // 2), ('1', size), ('2', round(size * 2**0.5))):
         scene = folder / f'scene{side}.tif'
-        make_scene(scene, side)
+        make_scene(scene, side, compress)
         if name == '1':
             own.append(child('encoder', weights, encoder_seconds)[0])
         seconds, peaks[name] = child('embed', weights, scene, folder / f'{side}.tif')
@@ -136,7 +136,7 @@ def measure(folder: Path, size: int, weights: Path, encoder_seconds: float) -> N
             verdict = 'the same bytes' if len(digests) == 1 else 'OTHER BYTES'
             print(f'killed with {parts} parts finished, and again: {verdict}', flush=True)
         scene.unlink()
-    more = {'size': size, 'peaks_mb': {k: round(v) for k, v in peaks.items()},
+    more = {'size': size, 'compress': compress, 'peaks_mb': {k: round(v) for k, v in peaks.items()},
             'mpx_per_s': {k: round(v, 4) for k, v in speeds.items()},
             'encoder_mpx_per_s': [round(v, 4) for v in own],
             'scene_share': round(speeds['1'] / (sum(own) / 2), 3), 'same_bytes': len(digests) == 1,
@@ -156,13 +156,14 @@ def main() -> None:
     parser.add_argument('--weights', help='that embed s2_l2a; a new nano encoder by default')
     parser.add_argument('--folder', type=Path, help='for scenes and maps, some GB; a temporary one')
     parser.add_argument('--seconds', type=float, default=20.0, help='of the encoder alone')
+    parser.add_argument('--compress', default='deflate', choices=('none', 'zstd', 'lzw', 'deflate'))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         torch.manual_seed(0)
         encoder = from_pretrained(args.weights) if args.weights else build_encoder(
             'nano', ['s2_l2a']).eval()  # fmt: skip
         weights = save_pretrained(encoder, Path(folder) / 'weights')
-        measure(Path(folder), args.size, weights, args.seconds)
+        measure(Path(folder), args.size, weights, args.seconds, args.compress)
 
 
 if __name__ == '__main__':

@@ -11,7 +11,8 @@ from .errors import InputError
 LIGHTNING_VERBS = ('fit', 'validate', 'test', 'predict')
 # Each is a module of `verbs`, imported when it is asked for.
 VERBS = ('probe', 'benchmark', 'classify', 'dashboard', 'index', 'cache', 'explore', 'stats',
-         'publish', 'embed', 'search', 'cluster', 'anomalies', 'change', 'demo')  # fmt: skip
+         'publish', 'embed', 'search', 'cluster', 'anomalies', 'change',
+         'look', 'demo')  # fmt: skip
 
 USAGE = f"""gfm-jepa {__version__}: JEPA pretraining on any rasters
 
@@ -28,6 +29,7 @@ USAGE = f"""gfm-jepa {__version__}: JEPA pretraining on any rasters
   gfm-jepa publish WEIGHTS org/name --dry-run FOLDER                  weights, card: to the Hub
   gfm-jepa embed WEIGHTS PATH... -o map.tif                           whole scenes: maps, chips
   gfm-jepa search | cluster | anomalies | change ...                  what to do with them
+  gfm-jepa look WEIGHTS PATH... -o FOLDER                             what an encoder sees: figures
   gfm-jepa demo                                                       the whole way on made-up tiles
 
 Each verb explains itself with --help."""
@@ -76,7 +78,7 @@ def _lightning(words: list[str]) -> None:
 def _ours(verb: str, words: list[str]) -> None:
     """Any other verb."""
     module = import_module(f'.verbs.{verb}', __package__)
-    if verb not in ('search', 'cluster', 'anomalies', 'change'):
+    if verb not in ('search', 'cluster', 'anomalies', 'change', 'look'):
         module.main(words)
         return
     from .data.raster_files import gdal

@@ -14,9 +14,8 @@ class KnownEmbeddings:
     """Embeddings that count as normal.
 
     Args:
-        embeddings: Those of the training data, or of a scene, most of which is normal.
+        known: (n, D) of the training data, or of a scene, most of which is normal.
         neighbours: How many of the nearest are looked at.
-        seed: Of the part that is drawn, if there are more than some thousands.
 
     Raises:
         InputError: If there are too few.
@@ -28,12 +27,9 @@ class KnownEmbeddings:
         2004); the mean over the nearest neighbours instead of the k-th.
     """
 
-    def __init__(self, embeddings: Embeddings, neighbours: int = 5, seed: int = 0) -> None:
-        known = sample(embeddings, MOST, seed)
+    def __init__(self, known: Float, neighbours: int = 5) -> None:
         if len(known) <= neighbours + 1:
-            raise InputError(
-                f'{embeddings.path} holds {len(known)} embeddings; too few to compare.'
-            )
+            raise InputError(f'{len(known)} known embeddings are too few to compare with.')
         self.neighbours = neighbours
         self.mean = known.mean(axis=0, dtype=np.float64)
         self.precision = np.linalg.inv(shrunk_covariance(known - self.mean))
@@ -43,7 +39,8 @@ class KnownEmbeddings:
         """Distance (n,) of features (n, D) from the mean, in standard deviations."""
         gaps = values - self.mean
         squares = np.einsum('nd,de,ne->n', gaps, self.precision, gaps, optimize=True)
-        return np.sqrt(np.maximum(squares, 0)).astype(np.float32)
+        distances: Float = np.sqrt(np.maximum(squares, 0)).astype(np.float32)
+        return distances
 
     def nearest(self, values: Float, among_known: bool = False) -> Float:
         """Mean cosine distance (n,) to the nearest known embeddings, 0 to 2.
@@ -84,7 +81,7 @@ def score_anomalies(
             f'{normal.path} has {len(normal.names)} features, {embeddings.path} '
             f'{len(embeddings.names)}; embed both with the same weights.'
         )
-    against = KnownEmbeddings(normal, neighbours, seed)
+    against = KnownEmbeddings(sample(normal, MOST, seed), neighbours)
     scores = {k: np.full(embeddings.count, np.nan, np.float32) for k in ('mahalanobis', 'nearest')}
     for places, values in embeddings.batches():
         scores['mahalanobis'][places] = against.mahalanobis(values)
@@ -118,7 +115,8 @@ def shrunk_covariance(centred: NDArray[np.floating]) -> NDArray[np.float64]:
         np.square(np.square(x).sum(axis=1)).sum() / count - np.square(covariance).sum()
     ) / count
     share = min(noise / spread, 1.0) if spread > 0 else 1.0
-    return (1 - share) * covariance + (share * level + 1e-12) * np.eye(dims)
+    shrunk: NDArray[np.float64] = (1 - share) * covariance + (share * level + 1e-12) * np.eye(dims)
+    return shrunk
 
 
 def _unit(values: torch.Tensor) -> torch.Tensor:

@@ -132,4 +132,5 @@ def read_on(embeddings: EmbeddingMap, path: Path, how: Resampling) -> NDArray[np
 def normalised(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Vectors (n, D) of length 1."""
     length = np.linalg.norm(values, axis=1, keepdims=True)
-    return values / np.maximum(length, np.float32(1e-12))
+    unit: NDArray[np.float32] = (values / np.maximum(length, 1e-12)).astype(np.float32)
+    return unit

@@ -69,7 +69,7 @@ class EmbeddingMap:
                     rows, cols = min(SIDE, grid.height - top), min(SIDE, grid.width - left)
                     raw = source.read(window=Window(left, top, cols, rows), masked=True)
                     values = raw.filled(0).astype(np.float32).reshape(len(raw), -1).T
-                    values = values * np.float32(self.scale) + np.float32(self.offset)
+                    values = values * np.array(self.scale, 'f4') + np.array(self.offset, 'f4')
                     there = ~np.ma.getmaskarray(raw).any(axis=0).ravel()
                     there &= np.isfinite(values).all(axis=1)
                     row, col = np.divmod(np.flatnonzero(there), cols)
@@ -90,7 +90,8 @@ class EmbeddingMap:
     def positions(self, places: Places) -> NDArray[np.float64]:
         """Longitude and latitude (n, 2) of the centres of cells, degrees."""
         row, col = np.divmod(places, self.target.width)
-        x, y = self.target.transform @ (col + 0.5, row + 0.5)
+        step = self.target.transform  # north-up
+        x, y = step.c + (col + 0.5) * step.a, step.f + (row + 0.5) * step.e
         return np.stack(to_degrees(self.target.crs.to_wkt()).transform(x, y), axis=1)
 
     def column(self, index: int) -> Float:
@@ -171,7 +172,7 @@ class EmbeddedTable:
         for batch in file.iter_batches(65536, columns=['embedding']):
             flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
             values = flat.astype(np.float32).reshape(len(batch), -1)
-            values = values * np.float32(self.scale) + np.float32(self.offset)
+            values = values * np.array(self.scale, 'f4') + np.array(self.offset, 'f4')
             yield np.arange(start, start + len(values)), values
             start += len(values)
 
@@ -235,8 +236,15 @@ def open_embeddings(path: Path) -> Embeddings:
     Raises:
         InputError: If it is none.
     """
-    if path.suffix == '.parquet' and path.is_file():
-        return _open_table(path)
+    return _open_table(path) if path.suffix == '.parquet' and path.is_file() else open_map(path)
+
+
+def open_map(path: Path) -> EmbeddingMap:
+    """Open a map that `gfm-jepa embed` wrote.
+
+    Raises:
+        InputError: If it is none.
+    """
     if path.suffix not in ('.tif', '.tiff') or not path.is_file():
         raise InputError(
             f'{path} is not a .tif or .parquet of embeddings; write one with `gfm-jepa embed`.'

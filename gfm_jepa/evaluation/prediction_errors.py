@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InputError
+from ..masks import keep_ids
 from ..modalities import Modality
 from ..models import BaseEncoder, Encoder, Predictor
 from ..models.base import Batch
@@ -52,6 +53,11 @@ class PredictionErrors(BaseEncoder):
         self.config: dict[str, Any] = {'prediction_errors_of': encoder.config}
         self.embed_dim = 2
         self.eval()
+
+    @staticmethod
+    def is_in(path: Path) -> bool:
+        """Whether a checkpoint holds a predictor."""
+        return 'predictor.mask_token' in load_checkpoint(path)['state_dict']
 
     @classmethod
     def from_checkpoint(cls, path: Path) -> 'PredictionErrors':
@@ -108,11 +114,12 @@ class PredictionErrors(BaseEncoder):
 
     def forward(self, batch: Batch) -> Tensor:
         """Mean errors (B, 2) of a chip."""
-        return self.forward_feature_map(batch).flatten(2).nanmean(dim=2)
+        errors: Tensor = self.forward_feature_map(batch).flatten(2).nanmean(dim=2)
+        return errors
 
     def forward_depths(self, batch: Batch, num_depths: int = 3) -> Tensor:
         """The same as `forward`: errors have no depth."""
-        return self(batch)
+        return self.forward(batch)
 
     def forward_feature_map(self, batch: Batch, modality: str | None = None) -> Tensor:
         """Errors on the token grid of one modality.
@@ -142,16 +149,16 @@ class PredictionErrors(BaseEncoder):
         actual = F.layer_norm(tokens.dense(), (self.encoder.embed_dim,)).nan_to_num(0.0)
         predicted = torch.zeros_like(actual)
         there = torch.zeros_like(valid)
-        # Blocks on the ground: of a side of SIDE patches of this modality, in TURNS turns.
-        step = layout.extent[0] / height * SIDE
+        # Blocks on the ground, of a side of SIDE of the smallest patches.
+        step = layout.extent[0] / layout.finest[0] * SIDE
         row, col = (layout.positions / step).floor().long().unbind(dim=1)
         turn = row % 2 * 2 + col % 2
         for number in range(TURNS):
             hidden = (turn == number) & valid
             seen = valid & (turn != number)
-            if not bool(hidden.any()):
+            if not bool(hidden.any()) or not bool(seen.any()):
                 continue
-            context_ids, target_ids = _ids(seen), _ids(hidden)
+            context_ids, target_ids = keep_ids(seen), keep_ids(hidden)
             context = self.encoder.forward_tokens(batch, context_ids)
             guess = self.predictor(context.values, context.ids, target_ids[:, None], layout)[:, 0]
             known = (target_ids >= 0) & seen.any(dim=1, keepdim=True)
@@ -165,10 +172,3 @@ class PredictionErrors(BaseEncoder):
             actual[:, own].mT.unflatten(2, (height, width)),
             there[:, own].unflatten(1, (height, width)),
         )
-
-
-def _ids(kept: Tensor) -> Tensor:
-    """Indices (B, K) of the True ones of (B, N), -1 behind them where a sample has fewer."""
-    order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)
-    order = order[:, : max(int(kept.sum(dim=1).max()), 1)]
-    return order.masked_fill(~kept.gather(1, order), -1)

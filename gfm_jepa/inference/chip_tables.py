@@ -46,7 +46,6 @@ class EmbeddedChips:
 
 def write_chips(
     path: Path, scenes: Sequence[EmbeddedChips], projection: Projection, tags: Mapping[str, str],
-    progress: Callable[[], None] = lambda: None,
 ) -> int:  # fmt: skip
     """Write a GeoParquet: a row a chip that holds data, with its footprint and embedding.
 
@@ -55,7 +54,6 @@ def write_chips(
         scenes: Chips by scene.
         projection: What is stored of an embedding.
         tags: What the file says of itself.
-        progress: Called after each run of chips.
 
     Returns:
         How many rows.
@@ -84,7 +82,6 @@ def write_chips(
                 if sum(map(len, waiting)) >= ROW_GROUP:
                     writer.write_table(pyarrow.concat_tables(waiting).combine_chunks())
                     waiting = []
-                progress()
         writer.write_table(pyarrow.concat_tables([schema.empty_table(), *waiting]).combine_chunks())
     return count
 

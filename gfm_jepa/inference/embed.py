@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from .. import __version__
+import gfm_jepa
+
 from ..data.raster_files import Float, gdal
 from ..errors import InputError
 from ..models import BaseEncoder
 from .chip_tables import EmbeddedChips, write_chips
 from .ground_features import cell_size
-from .outputs import EmbeddedMap, require_output, write_cog, write_zarr
+from .outputs import SIDE, EmbeddedMap, require_output, write_cog, write_zarr
 from .processes import one_thread_each, ranks
 from .projections import Projection, fit_projection
 from .scenes import Scene, find_scenes
@@ -146,7 +148,7 @@ def _write(
             f'{lacking} parts are not in {work.folder}; let all hosts write to one shared folder.'
         )
     tags = {
-        'software': f'gfm-jepa {__version__}', 'modalities': ', '.join(encoder.modalities),
+        'software': f'gfm-jepa {gfm_jepa.__version__}', 'modalities': ', '.join(encoder.modalities),
         'window': str(jobs[0].scene.window), 'revision': encoder.revision or '',
     }  # fmt: skip
     load = [partial(_load, work, job) for job in jobs]
@@ -190,7 +192,10 @@ def _load(work: Workspace, job: Job, strip: Strip) -> Float:
 
 
 def _projected(embedded: EmbeddedMap, projection: Projection) -> Iterator[Any]:
-    return ((cells, projection(values)) for cells, values in embedded.pieces())
+    """What is stored of a map, block by block."""
+    total = sum(1 for _ in embedded.tiling.blocks(SIDE))
+    pieces = tqdm(embedded.pieces(), 'Writing', total, unit='block', delay=2)
+    return ((cells, projection(values)) for cells, values in pieces)
 
 
 def _fingerprint(
@@ -209,7 +214,8 @@ def _fingerprint(
         changed = [stat.st_size, stat.st_mtime_ns] if stat else []
         inputs.append([file.path, file.time, *changed])
     return {
-        'version': __version__, 'weights': digest.hexdigest(), 'inputs': inputs, 'kind': kind,
+        'version': gfm_jepa.__version__, 'weights': digest.hexdigest(), 'inputs': inputs,
+        'kind': kind,
         'device': next(encoder.parameters()).device.type, 'torch': torch.__version__,
         **{k: v for k, v in asdict(settings).items() if k != 'overwrite'},
     }  # fmt: skip

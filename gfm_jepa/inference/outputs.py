@@ -58,7 +58,6 @@ class EmbeddedMap:
 
 def write_cog(
     path: Path, grid: Grid, blocks: Blocks, projection: Projection, tags: Mapping[str, str],
-    progress: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     """Write a cloud-optimised GeoTIFF, one band a feature, with overviews.
 
@@ -68,10 +67,9 @@ def write_cog(
         blocks: Its stored values (K, rows, columns), in any order.
         projection: What they are.
         tags: What the file says of itself.
-        progress: Called after each block.
 
     Raises:
-        InputError: If it cannot be written.
+        OSError: If it cannot be written; `Workspace.result` makes a sentence of it.
     """
     plain = path.with_name(f'{path.stem}.plain.tif')
     names = projection.names
@@ -93,7 +91,6 @@ def write_cog(
                 for cells, values in blocks:
                     window = Window(cells.left, cells.top, cells.width, cells.height)
                     target.write(values, window=window)
-                    progress()
             rasterio.shutil.copy(
                 plain, path, driver='COG', blocksize=max(side, 128), compress='ZSTD', level=1,
                 predictor='YES', bigtiff='YES', interleave='TILE', resampling='AVERAGE',
@@ -117,7 +114,7 @@ def _require_whole(path: Path) -> None:
 
 def write_zarr(
     path: Path, maps: Sequence[tuple[str, Grid, Blocks]], projection: Projection,
-    tags: Mapping[str, str], progress: Callable[[], None] = lambda: None,
+    tags: Mapping[str, str],
 ) -> None:  # fmt: skip
     """Write a zarr 3 group with an array (K, y, x) per map, which our readers and GDAL read.
 
@@ -126,7 +123,6 @@ def write_zarr(
         maps: Name, grid and blocks of each.
         projection: What the values are.
         tags: Attributes of the group.
-        progress: Called after each block.
     """
     root = zarr.create_group(path, attributes=dict(tags))
     count = len(projection.names)
@@ -154,7 +150,6 @@ def write_zarr(
         for cells, values in blocks:
             rows = slice(cells.top, cells.top + cells.height)
             array[:, rows, cells.left : cells.left + cells.width] = values
-            progress()
 
 
 def require_output(output: Path, scenes: Sequence[Scene]) -> str:

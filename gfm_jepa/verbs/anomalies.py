@@ -25,7 +25,7 @@ def main(words: Sequence[str]) -> None:
     args = parser.parse_args(words)
     from ..errors import InputError
     from ..evaluation.anomalies import highest, score_anomalies
-    from ..evaluation.embeddings import open_embeddings, require_like
+    from ..evaluation.embeddings import Embeddings, open_embeddings, open_map, require_like
     from ..evaluation.map_figures import score_maps
     from ..evaluation.plots import save
 
@@ -38,8 +38,9 @@ def main(words: Sequence[str]) -> None:
             raise InputError(f'{args.output} should end in .tif: prediction errors are a map.')
         model = PredictionErrors.from_checkpoint(args.predictor)
         embed(model, args.inputs, args.output, settings, names=FEATURES)
-        shown = open_embeddings(args.output)
-        scores = {name: shown.column(i) for i, name in enumerate(shown.names)}
+        errors = open_map(args.output)
+        scores = {name: errors.column(i) for i, name in enumerate(errors.names)}
+        shown: Embeddings = errors
     else:
         if len(args.inputs) > 1:
             raise InputError('Give one file of embeddings; several rasters go with --predictor.')
