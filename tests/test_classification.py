@@ -16,7 +16,7 @@ from gfm_jepa.data import BenchmarkDataModule
 from gfm_jepa.errors import InputError
 from gfm_jepa.models import Encoder, TimmEncoder
 from gfm_jepa.models.heads import load_classifier
-from gfm_jepa.tasks import Classification, HeadConfig, OptimizerConfig
+from gfm_jepa.tasks import Classification, EncoderConfig, HeadConfig, OptimizerConfig
 from gfm_jepa.tasks.classification import TURNED
 from gfm_jepa.tasks.layer_decay import layer_ids, parameter_groups
 from gfm_jepa.tasks.mixup import mix
@@ -77,7 +77,8 @@ def train(task, dataset=None, epochs=12, **options):
 
 def make(weights, head=FINE, classes=CLASSES, **options):
     fast = OptimizerConfig(lr=1e-2)
-    return Classification(SPECS, classes, weights, optimizer=fast, head=head, **options)
+    encoder = EncoderConfig(weights=weights, stem='conv')
+    return Classification(SPECS, classes, encoder, fast, head, **options)
 
 
 @pytest.mark.parametrize('features', ['embedding', 'depths'])
@@ -205,7 +206,7 @@ def words(verb, root, *more):
 def test_the_config_fits_resumes_bit_for_bit_and_tests(eurosat, capfd):
     torch.manual_seed(0)
     rgb = Encoder(['rgb', 's2_l2a'], patch_size=8, embed_dim=16, depth=2, num_heads=2)
-    start = f'--model.weights={save_pretrained(rgb, "start")}'
+    start = f'--model.encoder.weights={save_pretrained(rgb, "start")}'
     save = '--trainer.default_root_dir='
     keep = ('--trainer.callbacks.save_top_k=-1', '--trainer.callbacks.every_n_train_steps=4')
     assert main(words('fit', eurosat, start, '--trainer.max_steps=12', save + 'whole',

@@ -40,7 +40,7 @@ def test_a_new_sensor_starts_from_the_colours_that_it_shares(trained, capsys):
 @pytest.mark.filterwarnings('ignore:Found .* in eval mode')  # and meant to be
 def test_what_is_frozen_stays_and_the_new_learns(trained):
     _, folder, stem = trained
-    config = EncoderConfig(stem=stem, start_from=str(folder), freeze=True)
+    config = EncoderConfig(stem=stem, weights=str(folder), freeze=True)
     task = VICReg([COLOURS, WIDE, RELIEF.to_dict()], config, expander_dims=(16,))
     before = {k: v.clone() for k, v in task.encoder.state_dict().items()}
     bands = {'colours': 3, 'wide': 4, 'relief': 1}
@@ -56,13 +56,13 @@ def test_what_is_frozen_stays_and_the_new_learns(trained):
 
 def test_without_freeze_all_of_it_learns(trained):
     _, folder, stem = trained
-    task = VICReg([COLOURS], EncoderConfig(stem=stem, start_from=str(folder)), expander_dims=(16,))
+    task = VICReg([COLOURS], EncoderConfig(stem=stem, weights=str(folder)), expander_dims=(16,))
     assert all(p.requires_grad for p in task.encoder.parameters()) and task.encoder.training
 
 
 def test_trained_modalities_that_the_data_lack_are_kept(trained):
     encoder, folder, stem = trained
-    task = VICReg([WIDE], EncoderConfig(stem=stem, start_from=str(folder)), expander_dims=(16,))
+    task = VICReg([WIDE], EncoderConfig(stem=stem, weights=str(folder)), expander_dims=(16,))
     assert list(task.encoder.modalities) == ['colours', 'wide']
     images = {'colours': torch.rand(2, 3, 32, 32)}
     assert torch.equal(task.encoder.eval()(images), encoder(images))
@@ -73,10 +73,10 @@ def test_starts_that_cannot_be(trained):
     with pytest.raises(InputError, match='keeps trained weights; name some'):
         VICReg([COLOURS], EncoderConfig(stem=stem, freeze=True))
     with pytest.raises(InputError, match='There are no weights at'):
-        VICReg([COLOURS], EncoderConfig(start_from=str(folder / 'nothing')))
+        VICReg([COLOURS], EncoderConfig(weights=str(folder / 'nothing')))
     if stem == 'conv':  # what leaks is what was loaded, whatever the config calls it
         with pytest.raises(InputError, match='shows a token the margin'):
-            IJEPA([COLOURS], EncoderConfig(stem='linear', start_from=str(folder)))
+            IJEPA([COLOURS], EncoderConfig(stem='linear', weights=str(folder)))
 
 
 def test_kinds_of_stem_by_modality(tmp_path):

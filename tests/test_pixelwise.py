@@ -12,7 +12,7 @@ from gfm_jepa.errors import InputError
 from gfm_jepa.modalities import DEM, LULC, S1, S2_L2A
 from gfm_jepa.models import Encoder
 from gfm_jepa.models.pixel_heads import LinearPixels, UPerNetPixels
-from gfm_jepa.tasks import PixelHeadConfig, PixelwiseRegression, SemanticSegmentation
+from gfm_jepa.tasks import EncoderConfig, PixelHeadConfig, PixelwiseRegression, SemanticSegmentation
 from gfm_jepa.tasks.pixelwise import turn
 
 # A frozen encoder is in evaluation mode on purpose.
@@ -63,7 +63,11 @@ def words(verb, places, *more):
 
 @pytest.mark.parametrize('head', ['{kind: linear}', '{kind: upernet, width: 8}'])
 def test_segments_held_out_places_that_lack_a_modality(places, weights, head, capfd):
-    more = (f'--model.weights={weights}', f'--model.head={head}', '--model.optimizer.lr=0.03')
+    more = (
+        f'--model.encoder.weights={weights}',
+        f'--model.head={head}',
+        '--model.optimizer.lr=0.03',
+    )
     assert main(words('fit', places, *more, '--trainer.max_steps=24')) == 0
     path = next(Path('runs').rglob('last.ckpt'))
     started, ended = from_pretrained(weights), from_pretrained(path)
@@ -78,8 +82,9 @@ def test_segments_held_out_places_that_lack_a_modality(places, weights, head, ca
 
 def test_regression_in_the_targets_unit(places, weights):
     task = PixelwiseRegression(
-        [S2_L2A.to_dict(), DEM.to_dict()], 'dem', weights, head=PixelHeadConfig(turn=False)
-    )
+        [S2_L2A.to_dict(), DEM.to_dict()], 'dem', EncoderConfig(weights=weights),
+        head=PixelHeadConfig(turn=False),
+    )  # fmt: skip
     assert [m['name'] for m in task.inputs] == ['s2_l2a'] and list(task.encoder.modalities) == [
         's2_l2a'
     ]
@@ -120,7 +125,7 @@ def test_heads_answer_on_the_first_grid_and_live_with_gaps(kind, stem):
 
 
 def test_unlabelled_pixels_teach_nothing(weights):
-    task = SemanticSegmentation(SPECS, 2, weights=weights)
+    task = SemanticSegmentation(SPECS, 2, encoder=EncoderConfig(weights=weights))
     answers = torch.randn(1, 2, 4, 4)
     truth = torch.zeros(1, 4, 4)
     expected = task.criterion(answers[..., :2], truth[..., :2])
@@ -148,4 +153,6 @@ def test_what_cannot_be_is_refused(weights):
     with pytest.raises(InputError, match='to predict lulc it has to hold that'):
         SemanticSegmentation(SPECS[:2], 2)
     with pytest.raises(InputError, match=r"Unknown head\.kind 'unet'"):
-        SemanticSegmentation(SPECS, 2, weights=weights, head=PixelHeadConfig(kind='unet'))
+        SemanticSegmentation(
+            SPECS, 2, encoder=EncoderConfig(weights=weights), head=PixelHeadConfig(kind='unet')
+        )

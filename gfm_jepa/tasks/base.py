@@ -46,9 +46,9 @@ class EncoderConfig:
         small_images: Of a timm ResNet a stem of 3 x 3, stride 1 and no pooling, of a timm ViT
             patches of half the side: for images of 32 to 96 pixels.
         pretrained: Start from timm's published weights; fetched from the Hub.
-        start_from: Weights of ours to go on from, as `from_pretrained` takes them. They say the
-            sizes; modalities that they lack get new patch embedders, of kind `stem`, and those that
-            the data lack are kept.
+        weights: What to go on from, as `from_pretrained` takes it. They say the sizes; modalities
+            that they lack get new patch embedders, of kind `stem`. Pretraining keeps those that the
+            data lack; a timm model keeps its own.
         freeze: Keep what those weights hold as it is, and train new patch embedders alone.
     """
 
@@ -59,7 +59,7 @@ class EncoderConfig:
     backbone: str | None = None
     small_images: bool = False
     pretrained: bool = False
-    start_from: str | None = None
+    weights: str | None = None
     freeze: bool = False
 
 
@@ -119,6 +119,10 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
     def configure_models(self) -> None:
         """Build the encoder."""
         c = self.encoder_config
+        if c.weights is not None:
+            self.encoder = self._load(c.weights)
+            self.train()  # weights come in evaluation mode
+            return
         if c.backbone is not None:
             self.encoder = TimmEncoder(
                 self.modality_specs, c.backbone, c.small_images, c.drop_path_rate, c.pretrained
@@ -130,31 +134,31 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
                 f'encoder.{option} is for timm models; name one as encoder.backbone, or leave it '
                 f'out.'
             )
-        if c.start_from is not None:
-            self._start_from(c.start_from)
-            return
         if c.freeze:
-            raise InputError('encoder.freeze keeps trained weights; name some: encoder.start_from.')
+            raise InputError('encoder.freeze keeps trained weights; name some: encoder.weights.')
         self.encoder = build_encoder(
             c.preset, self.modality_specs, c.patch_size, c.stem, c.drop_path_rate
         )
 
-    def _start_from(self, source: str) -> None:
-        """Take trained weights, with new patch embedders where the data holds more than they."""
+    keeps_modalities = True  # of weights, where the data lack them
+
+    def _load(self, source: str) -> BaseEncoder:
+        """Take trained weights, with new patch embedders where the data hold more than they."""
         c, trained = self.encoder_config, from_pretrained(source)
         if not isinstance(trained, Encoder):
-            raise InputError(f'encoder.start_from needs an encoder of ours, and {source} is none.')
+            if c.freeze:
+                raise InputError(f'encoder.freeze is for encoders of ours, and {source} is none.')
+            return trained
         given = [m.name for m in resolve_all(self.modality_specs)]
-        kept = [name for name in trained.modalities if name not in given]
-        specs = [*kept, *self.modality_specs]
-        self.encoder, matches = match_bands(trained, None, specs, c.stem)
+        kept = [n for n in trained.modalities if n not in given] if self.keeps_modalities else []
+        encoder, matches = match_bands(trained, None, [*kept, *self.modality_specs], c.stem)
         rank_zero_info(format_matches(matches))
         if c.freeze:
-            embedders = [self.encoder.embedder(name) for name in trained.modalities]
-            self.frozen = [*embedders, self.encoder.blocks, self.encoder.norm]
+            embedders = [encoder.embedder(n) for n in trained.modalities if n in [*kept, *given]]
+            self.frozen = [*embedders, encoder.blocks, encoder.norm]
             for module in self.frozen:
                 module.requires_grad_(False)
-        self.train()
+        return encoder
 
     def train(self, mode: bool = True) -> Self:
         """Switch the mode; what is frozen stays in evaluation mode, its batch norms as they are."""

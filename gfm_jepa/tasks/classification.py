@@ -36,7 +36,6 @@ from .base import (
 )
 from .layer_decay import layered_optimizer
 from .mixup import mix
-from .starting import encoder_from
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,7 @@ class Classification(PretrainTask):
     Args:
         modalities: What to embed: known names, YAML paths, or mappings of `Modality` fields.
         classes: Names by label.
-        weights: Encoder to start from, as `from_pretrained` takes it; null starts anew.
-        encoder: Which encoder, if `weights` is null.
+        encoder: Which encoder; its `weights` are what to start from.
         optimizer: How to train; one weight decay from beginning to end.
         head: How the head learns, and what of the encoder.
         views: How a training sample is changed: one view of it.
@@ -90,19 +88,19 @@ class Classification(PretrainTask):
 
     monitor = 'val_accuracy'
     mode = 'max'
+    keeps_modalities = False
 
     def __init__(
         self,
         modalities: ModalitySpecs,
         classes: Sequence[str],
-        weights: str | None = None,
         encoder: EncoderConfig = EncoderConfig(stem='conv'),
         optimizer: OptimizerConfig = OptimizerConfig(),
         head: HeadConfig = HeadConfig(),
         views: Views = TURNED,
         leave_out: Sequence[str] = (),
     ) -> None:
-        self.classes, self.weights = list(classes), weights
+        self.classes = list(classes)
         self.head_config = as_config(HeadConfig, head)
         self.views, self.leave_out = as_config(Views, views), list(leave_out)
         self._refuse(as_config(OptimizerConfig, optimizer))
@@ -124,14 +122,11 @@ class Classification(PretrainTask):
 
     def configure_models(self) -> None:
         """Load or build the encoder, and put a head on it."""
-        if self.weights is None:
-            super().configure_models()
-        else:
-            self.encoder = encoder_from(self.weights, self.modality_specs)
+        super().configure_models()
         c = self.head_config
         self.head = ClassificationHead(feature_width(self.encoder, c.features), len(self.classes))
         self.encoder.requires_grad_(not c.frozen)
-        self.train()  # weights come in evaluation mode
+        self.train()
 
     def configure_metrics(self) -> None:
         """Accuracy and calibration error; of several labels, average precision and F1."""

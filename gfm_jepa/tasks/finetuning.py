@@ -16,7 +16,7 @@ from ..evaluation.benchmark import Finetuning, Tuned
 from ..models import BaseEncoder
 from ..models.hub import save_pretrained
 from ..views import Views
-from .base import OptimizerConfig
+from .base import EncoderConfig, OptimizerConfig
 from .callbacks import NaNGuard
 from .classification import Classification, HeadConfig
 from .runs import AtomicCheckpointIO
@@ -90,7 +90,7 @@ def finetune(
     with tempfile.TemporaryDirectory() as start:
         task = Classification(
             [encoder.modalities[benchmark.modality].to_dict()], list(benchmark.classes),
-            str(save_pretrained(encoder, start)),
+            EncoderConfig(weights=str(save_pretrained(encoder, start))),
             optimizer=OptimizerConfig(lr=recipe.lr, weight_decay=recipe.weight_decay, warmup=0.1),
             head=HeadConfig(
                 layer_decay=recipe.layer_decay, label_smoothing=recipe.label_smoothing,

@@ -17,7 +17,6 @@ from ..models import Encoder
 from ..models.pixel_heads import LinearPixels, UPerNetPixels
 from .base import EncoderConfig, ModalitySpecs, OptimizerConfig, PretrainTask, as_config
 from .layer_decay import layered_optimizer
-from .starting import encoder_from
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,7 @@ class PixelTask(PretrainTask):
     Args:
         modalities: What the data holds, the target included; the encoder embeds the others.
         target: Name of the modality to predict.
-        weights: Encoder to start from, as `from_pretrained` takes it; null starts anew.
-        encoder: Which encoder, if `weights` is null.
+        encoder: Which encoder; its `weights` are what to start from.
         optimizer: How to train.
         head: How the head is made.
 
@@ -60,17 +58,17 @@ class PixelTask(PretrainTask):
     """
 
     outputs = 1
+    keeps_modalities = False
 
     def __init__(
         self,
         modalities: ModalitySpecs,
         target: str,
-        weights: str | None,
         encoder: EncoderConfig,
         optimizer: OptimizerConfig,
         head: PixelHeadConfig,
     ) -> None:
-        self.target, self.weights = target, weights
+        self.target = target
         self.head_config = as_config(PixelHeadConfig, head)
         known = {m.name: m for m in map(resolve, modalities)}
         if target not in known or len(known) < 2:
@@ -85,10 +83,7 @@ class PixelTask(PretrainTask):
     def configure_models(self) -> None:
         """Load or build the encoder of the inputs, and put a head on it."""
         self.modality_specs = self.inputs
-        if self.weights is None:
-            super().configure_models()
-        else:
-            self.encoder = encoder_from(self.weights, self.inputs)
+        super().configure_models()
         c = self.head_config
         if not isinstance(self.encoder, Encoder):
             raise InputError('Pixels need our own encoder; for timm models take torchgeo.tasks.')
@@ -186,8 +181,7 @@ class SemanticSegmentation(PixelTask):
         modalities: What the data holds, the target included.
         num_classes: Classes K: the target's values are 0 to K - 1.
         target: Name of the categorical modality to predict.
-        weights: Encoder to start from; null starts anew.
-        encoder: Which encoder, if `weights` is null.
+        encoder: Which encoder; its `weights` are what to start from.
         optimizer: How to train.
         head: How the head is made.
 
@@ -203,13 +197,12 @@ class SemanticSegmentation(PixelTask):
         modalities: ModalitySpecs,
         num_classes: int,
         target: str = 'lulc',
-        weights: str | None = None,
         encoder: EncoderConfig = EncoderConfig(stem='conv'),
         optimizer: OptimizerConfig = OptimizerConfig(),
         head: PixelHeadConfig = PixelHeadConfig(),
     ) -> None:
         self.outputs = num_classes
-        super().__init__(modalities, target, weights, encoder, optimizer, head)
+        super().__init__(modalities, target, encoder, optimizer, head)
 
     def configure_metrics(self) -> None:
         """Mean intersection over union, and accuracy over pixels."""
@@ -244,8 +237,7 @@ class PixelwiseRegression(PixelTask):
     Args:
         modalities: What the data holds, the target included.
         target: Name of the modality to predict; it needs statistics.
-        weights: Encoder to start from; null starts anew.
-        encoder: Which encoder, if `weights` is null.
+        encoder: Which encoder; its `weights` are what to start from.
         optimizer: How to train.
         head: How the head is made.
 
@@ -260,12 +252,11 @@ class PixelwiseRegression(PixelTask):
         self,
         modalities: ModalitySpecs,
         target: str,
-        weights: str | None = None,
         encoder: EncoderConfig = EncoderConfig(stem='conv'),
         optimizer: OptimizerConfig = OptimizerConfig(),
         head: PixelHeadConfig = PixelHeadConfig(),
     ) -> None:
-        super().__init__(modalities, target, weights, encoder, optimizer, head)
+        super().__init__(modalities, target, encoder, optimizer, head)
         found = self.target_modality.require_statistics()
         self.register_buffer('target_mean', torch.tensor(found.mean[0]))
         self.register_buffer('target_std', torch.tensor(found.std[0]))
