@@ -5,8 +5,8 @@
 Embeds a small scene (at most --most pixels a side of it) as one window, and in windows that share
 nothing, a quarter and a half. For each it prints the root mean square difference from the whole,
 in standard deviations of the features, and the seam: the mean step of the features between
-neighbouring cells where windows meet, over that elsewhere; 1 is no seam. The picture shows three
-main components of each. The last line is one JSON object.
+neighbouring cells where windows begin or end, over that elsewhere, over the same of the whole; 1 is
+no seam. The picture shows three main components of each. The last line is one JSON object.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from gfm_jepa.evaluation.embeddings import open_map
 from gfm_jepa.evaluation.latents import pca_colours, stretch
 from gfm_jepa.evaluation.plots import save
 from gfm_jepa.inference.embed import EmbedSettings, embed
+from gfm_jepa.inference.scenes import find_scenes
 from gfm_jepa.models.hub import from_pretrained
 
 
@@ -47,12 +48,19 @@ def features(path: Path) -> torch.Tensor:
                         for i in range(len(shown.names))])  # fmt: skip
 
 
-def seam(values: torch.Tensor, period: int) -> float:
-    """Mean step between cells where windows meet, over that elsewhere, along both axes."""
+def steps_at_edges(values: torch.Tensor, window: int, stride: int) -> float:
+    """Mean step between cells where windows begin or end, over that elsewhere, along both axes.
+
+    Args:
+        values: Features (D, h, w).
+        window: Cells of a window.
+        stride: Cells from one window to the next.
+    """
     found = []
     for axis in (1, 2):
         steps = values.diff(dim=axis).abs().nanmean(dim=0).nanmean(dim=2 - axis)
-        meets = torch.arange(1, len(steps) + 1) % period == 0
+        place = torch.arange(1, len(steps) + 1)
+        meets = (place % stride == 0) | ((place - window) % stride == 0)
         found.append(float(steps[meets].nanmean() / steps[~meets].nanmean()))
     return float(np.mean(found))
 
@@ -66,27 +74,33 @@ def main() -> None:
     parser.add_argument('--most', type=int, default=256, help='side of the part, pixels')
     args = parser.parse_args()
     encoder = from_pretrained(args.weights)
-    patch = next(iter(encoder.patch_sizes.values()))
+    patches = encoder.patch_sizes
     with rasterio.open(args.scene) as source:
-        side = min(args.most, source.width, source.height) // args.window * args.window
+        side = min(args.most, source.width, source.height)
+    maps, overlaps = {}, [0, args.window // 4, args.window // 2]
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / args.scene.name
         cut(args.scene, part, side)
-        maps = {}
-        for name, window, overlap in (
-            ('whole', side, 0), *((f'overlap {o}', args.window, o)
-                                  for o in (0, args.window // 4, args.window // 2)),
-        ):  # fmt: skip
+        scene = find_scenes([str(part)], encoder.modalities, patches, args.window)[0][0]
+        patch = patches[scene.layers[0].name]
+        # One window over all of it, also where a geographic scene is warped.
+        whole = -(-max(scene.grid.height, scene.grid.width) // patch) * patch
+        for overlap in (None, *overlaps):
             output = Path(folder) / 'map.tif'
-            settings = EmbedSettings(window, overlap, overwrite=True)
-            embed(encoder, [str(part)], output, settings, say=lambda text: None)
-            maps[name] = features(output)
-    spread = maps['whole'].flatten(1).std(dim=1).square().mean().sqrt()
-    result: dict[str, Any] = {'cells': list(maps['whole'].shape[1:])}
-    for name, values in maps.items():
-        gap = (values - maps['whole']).square().nanmean().sqrt() / spread
-        result[name] = {'rms_from_whole': round(float(gap), 4),
-                        'seam': round(seam(values, args.window // patch), 4)}  # fmt: skip
+            window, shared = (whole, 0) if overlap is None else (args.window, overlap)
+            embed(encoder, [str(part)], output, EmbedSettings(window, shared, overwrite=True),
+                  say=lambda text: None)  # fmt: skip
+            maps['whole' if overlap is None else f'overlap {overlap}'] = features(output)
+    known = maps['whole']
+    flat = known.flatten(1)[:, known[0].flatten().isfinite()]
+    spread = flat.std(dim=1).square().mean().sqrt()
+    result: dict[str, Any] = {'cells': list(known.shape[1:]), 'window': args.window}
+    for overlap in overlaps:
+        name = f'overlap {overlap}'
+        gap = (maps[name] - known).square().nanmean().sqrt() / spread
+        edges = (args.window // patch, (args.window - overlap) // patch)
+        seam = steps_at_edges(maps[name], *edges) / steps_at_edges(known, *edges)
+        result[name] = {'rms_from_whole': round(float(gap), 4), 'seam': round(seam, 4)}
         print(name, result[name])
     colours = stretch(pca_colours(torch.cat(list(maps.values()), dim=2)))
     figure = Figure(figsize=(3.4 * len(maps), 3.8), layout='constrained')
@@ -94,7 +108,7 @@ def main() -> None:
     for axis, image, name in zip(figure.subplots(1, len(maps)), parts, maps, strict=True):
         axis.imshow(image, interpolation='nearest')
         axis.set_axis_off()
-        axis.set_title(f'{name}: seam {result[name]["seam"]:.2f}')
+        axis.set_title(f'{name}: seam {result[name]["seam"]:.2f}' if name in result else name)
     save(figure, args.output)
     print(json.dumps(result))
 

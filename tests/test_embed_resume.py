@@ -103,6 +103,17 @@ def test_parts_of_other_settings_are_not_taken(words, tmp_path, monkeypatch, cap
     capfd.readouterr()
     assert main([*words, str(target), '--overlap', '16']) == 2
     assert 'overlap was 32, is 16' in capfd.readouterr().err
+    # Components are made of finished parts.
+    saved = []
+    save = Workspace.save
+    with monkeypatch.context() as context:
+        context.setattr(Workspace, 'save', lambda self, part, values: (
+            saved.append(part), save(self, part, values)))  # fmt: skip
+        assert main([*words, str(target), '--pca', '99']) == 2
+        assert main([*words, str(target), '--pca', '2']) == 0
+    assert len(saved) == 8 - 4
+    target.unlink()
+    broken_off(monkeypatch, Workspace, 'save', [*words, str(target)], after=4)
     with Workspace(target, {}) as other:
         other._hold()
         assert main([*words, str(target)]) == 2

@@ -104,7 +104,7 @@ def _show(axes: Any, embeddings: Embeddings, values: NDArray[Any], **options: An
         image = embeddings.image(values)
         step = max(-(-max(image.shape) // MOST), 1)
         height, width = image.shape
-        axes.set_xlabel(f'{width} x {height} cells of {embeddings.target.gsd:g} m')
+        axes.set_xlabel(f'{width} x {height} cells of {embeddings.target.gsd:.4g} m')
         return axes.imshow(image[::step, ::step], interpolation='nearest',
                            extent=(-0.5, width - 0.5, height - 0.5, -0.5), **options)  # fmt: skip
     position = embeddings.positions(np.arange(embeddings.count))

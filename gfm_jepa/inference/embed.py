@@ -93,7 +93,8 @@ def embed(
         )
         kind = require_output(output, scenes)
         jobs = [_job(encoder, i, s, settings, kind == 'parquet') for i, s in enumerate(scenes)]
-        with Workspace(output, _fingerprint(encoder, scenes, settings, kind)) as work:
+        form = {'pca': settings.pca, 'int8': settings.int8, 'names': names and list(names)}
+        with Workspace(output, _fingerprint(encoder, scenes, settings, kind), form) as work:
             if rank == 0:
                 lines = [s.describe() for s in scenes[:20]]
                 lines += [f'left out: {path} {why}' for path, why in left_out]
@@ -201,7 +202,7 @@ def _projected(embedded: EmbeddedMap, projection: Projection) -> Iterator[Any]:
 def _fingerprint(
     encoder: BaseEncoder, scenes: Sequence[Scene], settings: EmbedSettings, kind: str
 ) -> dict[str, Any]:
-    """What the bytes of an output depend on."""
+    """What the bytes of parts depend on."""
     digest = hashlib.sha256()
     for name, tensor in encoder.state_dict().items():
         digest.update(name.encode())
@@ -217,5 +218,5 @@ def _fingerprint(
         'version': gfm_jepa.__version__, 'weights': digest.hexdigest(), 'inputs': inputs,
         'kind': kind,
         'device': next(encoder.parameters()).device.type, 'torch': torch.__version__,
-        **{k: v for k, v in asdict(settings).items() if k != 'overwrite'},
+        **{k: v for k, v in asdict(settings).items() if k not in ('overwrite', 'pca', 'int8')},
     }  # fmt: skip

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,17 @@ class Job:
         """Name of the file of a finished strip."""
         return f'{self.number:05d}-{strip.number:06d}.npy'
 
+    def pixels(self, strip: Strip) -> int:
+        """Pixels that a strip accounts for; what windows share is counted once."""
+        return round(len(strip.corners) * self._per_window)
+
+    @cached_property
+    def _per_window(self) -> float:
+        if self.tiling is None:
+            return float(self.scene.window**2)
+        windows = sum(len(s.corners) for s in self.strips)
+        return self.scene.grid.height * self.scene.grid.width / windows
+
 
 def embed_strips(
     encoder: BaseEncoder, jobs: Sequence[Job], work: Workspace, batch_size: int,
@@ -64,9 +76,10 @@ def embed_strips(
     missing = [(job, strip) for job, strip in mine if not work.has(job.part(strip))]
     files = OpenFiles()
     done: deque[tuple[Future[None], int]] = deque()
-    total = sum(map(_pixels, mine))
+    total = sum(job.pixels(strip) for job, strip in mine)
+    left = sum(job.pixels(strip) for job, strip in missing)
     with (
-        tqdm(total=total, initial=total - sum(map(_pixels, missing)), desc='Embedding', unit='px',
+        tqdm(total=total, initial=total - left, desc='Embedding', unit='px',
              unit_scale=True, mininterval=1.0, disable=rank > 0) as bar,
         ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(threads) as workers,
     ):  # fmt: skip
@@ -74,7 +87,7 @@ def embed_strips(
             for job, strip in missing:
                 windows = reader.submit(_read, job.scene, files, strip)
                 one = workers.submit(_embed_strip, encoder, job, strip, windows, work, batch_size)
-                done.append((one, _pixels((job, strip))))
+                done.append((one, job.pixels(strip)))
                 if len(done) > threads + 1:  # bounds what waits in memory
                     _finish(done, bar)
             while done:
@@ -90,15 +103,6 @@ def _finish(done: deque[tuple[Future[None], int]], bar: Any) -> None:
     future, pixels = done.popleft()
     future.result()
     bar.update(pixels)
-
-
-def _pixels(one: tuple[Job, Strip]) -> int:
-    """Pixels of the scene that a strip accounts for."""
-    job, strip = one
-    total = job.scene.grid.height * job.scene.grid.width
-    if job.tiling is None:
-        return len(strip.corners) * job.scene.window**2
-    return round(total * len(strip.corners) / sum(len(s.corners) for s in job.strips))
 
 
 def _read(scene: Scene, files: OpenFiles, strip: Strip) -> dict[str, Any]:

@@ -25,12 +25,16 @@ class Workspace:
     Args:
         output: File or folder that all is for.
         settings: Plain values that parts depend on.
+        form: Plain values that only the output depends on.
     """
 
-    def __init__(self, output: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, output: Path, settings: Mapping[str, Any], form: Mapping[str, Any] | None = None
+    ) -> None:
         self.output = output
         self.folder = output.with_name(output.name + '.work')
         self.settings = json.loads(json.dumps(settings))
+        self.all_settings = {**self.settings, 'form': json.loads(json.dumps(form))}
         self._lock: int | None = None
 
     def __enter__(self) -> Self:
@@ -58,7 +62,7 @@ class Workspace:
                 the same output, or nothing can be written there.
         """
         finished = self.folder / 'finished.json'
-        if finished.is_file() and _read(finished) == self.settings:
+        if finished.is_file() and _read(finished) == self.all_settings:
             if self._result.exists():
                 _move(self._result, self.output)
             self.remove()
@@ -128,7 +132,8 @@ class Workspace:
             _delete(self._result)
             try:
                 yield self._result
-                write_whole(self.folder / 'finished.json', json.dumps(self.settings).encode())
+                finished = json.dumps(self.all_settings).encode()
+                write_whole(self.folder / 'finished.json', finished)
             except BaseException:
                 _delete(self._result)
                 raise

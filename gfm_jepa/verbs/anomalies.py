@@ -19,7 +19,7 @@ def main(words: Sequence[str]) -> None:
     add('--train', type=Path, help='embeddings that count as normal; the input itself by default')
     add('--neighbours', type=int, default=5, help='that the distance to neighbours is a mean of')
     add('--predictor', type=Path, help='checkpoint of an I-JEPA, whose prediction error is mapped')
-    add('--window', type=int, help='of the rasters, pixels')
+    add('--window', type=int, help='of the rasters, pixels; 128 by default')
     add('--overwrite', action='store_true', help='replace what is there, with --predictor')
     add('--picture', type=Path, help='PNG; beside the output by default')
     args = parser.parse_args(words)
@@ -33,7 +33,9 @@ def main(words: Sequence[str]) -> None:
         from ..evaluation.prediction_errors import FEATURES, PredictionErrors
         from ..inference.embed import EmbedSettings, embed
 
-        settings = EmbedSettings(args.window, overwrite=args.overwrite)
+        # Errors grow towards the edges of a window, where less is seen: half of it is shared.
+        window = args.window or 128
+        settings = EmbedSettings(window, window // 2, overwrite=args.overwrite)
         if args.output.suffix not in ('.tif', '.tiff'):
             raise InputError(f'{args.output} should end in .tif: prediction errors are a map.')
         model = PredictionErrors.from_checkpoint(args.predictor)
