@@ -12,7 +12,7 @@ from .features import evaluating
 
 
 def add_readout(
-    encoder: Encoder, batches: Iterable[Batch], width: int = 384, power: float = 0.5
+    encoder: Encoder, batches: Iterable[Batch], width: int = 512, power: float = 0.5
 ) -> Encoder:
     """Give an encoder an embedding of so many principal components of its `forward_depths`.
 
