@@ -157,7 +157,8 @@ def test_torchgeo_segmentation(bundle):  # noqa: F811
 
 TORCHGEO_CONFIG = """
 model:
-  class_path: Classification
+  # In full: where other tests have imported ours, there are two of that name.
+  class_path: torchgeo.tasks.Classification
   init_args: {model: gfm_jepa_nano, weights: true, in_channels: 3, num_classes: 10}
 data: {class_path: EuroSAT100DataModule}
 trainer: {logger: false, accelerator: cpu}
