@@ -5,7 +5,7 @@ generator, so that a resumed run draws the same views. Colour carries the labels
 images: there is no hue, grayscale or solarise here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,6 +121,16 @@ def jitter_bands(
         scale = std[name].to(x.device).view(1, -1, 1, 1)
         changed[name] = torch.addcmul(mean * (-gain * u) + offset * v * scale, x, 1 + gain * u)
     return changed
+
+
+def turned(x: Tensor, flip: bool, quarters: int) -> Tensor:
+    """Rasters (..., H, W), perhaps mirrored, turned by so many quarters."""
+    return torch.rot90(x.flip(-1) if flip else x, quarters, (-2, -1))
+
+
+def are_square(rasters: Iterable[Tensor]) -> bool:
+    """Whether all rasters (..., H, W) are: others keep their shape in half turns only."""
+    return all(x.shape[-1] == x.shape[-2] for x in rasters)
 
 
 def drop_bands(

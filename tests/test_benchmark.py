@@ -24,12 +24,13 @@ from gfm_jepa.evaluation.features import Features
 from gfm_jepa.evaluation.handmade import LEVELS, HandMade, _co_occurrence
 from gfm_jepa.evaluation.heads import as_head
 from gfm_jepa.evaluation.logistic import LogisticRegression
-from gfm_jepa.evaluation.methods import timm_encoder, weights_hash
+from gfm_jepa.evaluation.methods import timm_encoder
 from gfm_jepa.evaluation.result_table import COLUMNS, KEY, ResultTable
 from gfm_jepa.evaluation.scores import interval, score
 from gfm_jepa.modalities import MODALITIES
 from gfm_jepa.models import Encoder
 from gfm_jepa.models.heads import load_classifier
+from gfm_jepa.models.weight_files import weights_hash
 
 
 @pytest.fixture(scope='module')

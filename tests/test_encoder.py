@@ -149,7 +149,7 @@ def test_depths_hold_the_statistics_of_conv_stems(batch):
     stems = encoder.patch_embeds
     alone = [stems[n].describe(x)[2] for n, x in both.items()]
     assert torch.allclose(depths[:, 96:], torch.stack(alone).mean(dim=0), atol=1e-6)
-    first = stems['optical'].stem.levels(stems['optical']._normalise(batch['optical'], True))[0]
+    first = stems['optical'].stem.levels(stems['optical'].normalise(batch['optical'], True))[0]
     assert torch.allclose(alone[0][:, :16], first.mean(dim=(2, 3)), atol=1e-5)
     assert torch.allclose(alone[0][:, 16:32], first.std(dim=(2, 3), correction=0), atol=1e-4)
     # What is not there counts as little as what was never given.

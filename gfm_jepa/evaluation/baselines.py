@@ -121,7 +121,7 @@ class _Images:
 
 def features_of_twin(encoder: BaseEncoder, features: str) -> str:
     """What to compare a random twin by: where the weights have a readout, what that is made of."""
-    return 'depths' if encoder.num_features != encoder.embed_dim else features
+    return 'depths' if encoder.config.get('readout') else features
 
 
 def random_init(encoder: BaseEncoder, seed: int = 0) -> BaseEncoder:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from ..metrics import knn_votes
+from ..models.heads import probabilities
 from .features import Features
 from .logistic import LogisticRegression
 
@@ -95,7 +96,7 @@ def linear_probe(
         if worse == 2:
             break
     assert chosen is not None  # an accuracy is never below 0
-    scores = probabilities(chosen(test.embeddings), test.labels)
+    scores = probabilities(chosen(test.embeddings), test.labels.ndim == 2)
     return ProbeResult(
         accuracy_of(scores, test.labels), decide(scores, test.labels), scores, best_C, chosen
     )
@@ -112,8 +113,3 @@ def accuracy_of(scores: Tensor, labels: Tensor) -> float:
 def decide(scores: Tensor, labels: Tensor) -> Tensor:
     """Labels (N,) that probabilities (N, K) say, or which of several, as `labels` are."""
     return (scores > 0.5).long() if labels.ndim == 2 else scores.argmax(dim=1)
-
-
-def probabilities(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of classes that exclude each other, or each class's own, as `labels` are (N, K)."""
-    return logits.sigmoid() if labels.ndim == 2 else logits.softmax(dim=1)

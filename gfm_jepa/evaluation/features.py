@@ -13,6 +13,7 @@ from ..data.benchmarks import Benchmark
 from ..errors import InputError
 from ..modalities import MODALITIES
 from ..models import BaseEncoder
+from ..models.heads import encode, require_features
 
 Embed = Callable[[dict[str, Tensor]], Tensor]
 
@@ -95,8 +96,7 @@ class EncoderFeatures(nn.Module):
     ) -> None:
         super().__init__()
         key = benchmark.modality
-        if features not in ('embedding', 'depths'):
-            raise InputError(f'Unknown features {features!r}: expected embedding or depths.')
+        require_features(features)
         if key not in encoder.modalities:
             raise InputError(
                 f'{name} embeds {", ".join(encoder.modalities)}, but {benchmark.name} holds {key}; '
@@ -116,10 +116,7 @@ class EncoderFeatures(nn.Module):
         inputs: dict[str, Any] = {self.modality: batch[self.modality].to(device)}
         if self.gsd is not None:
             inputs['gsd'] = {self.modality: self.gsd}
-        if self.features == 'depths':
-            return self.encoder.forward_depths(inputs)
-        embedding: Tensor = self.encoder(inputs)
-        return embedding
+        return encode(self.encoder, inputs, self.features)
 
 
 @contextmanager

@@ -64,15 +64,11 @@ def on_grid(values: Tensor, tokens: Tokens, sample: int, modality: str) -> Pictu
         InputError: If the batch lacks that modality.
     """
     layout = tokens.layout
-    if modality not in layout.names:
-        raise InputError(f'No {modality} in the batch; it holds {", ".join(layout.names)}.')
-    at = layout.names.index(modality)
-    start = sum(h * w for h, w in layout.grids[:at])
-    height, width = layout.grids[at]
+    own = layout.span(modality)
     full = torch.full((len(layout.positions),), torch.nan)
     there = tokens.valid[sample].cpu()
     full[tokens.ids[sample].cpu()[there]] = values.cpu().float()[there]
-    return full[start : start + height * width].view(height, width).numpy()
+    return full[own].view(layout.grid(modality)).numpy()
 
 
 def picture(raster: Tensor, modality: Modality) -> Picture:

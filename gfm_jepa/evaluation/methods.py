@@ -1,6 +1,5 @@
 """What a benchmark compares: weights, and what they have to beat."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +16,7 @@ from ..modalities import MODALITIES, Modality
 from ..models import BaseEncoder, TimmEncoder
 from ..models.band_matching import pick_bands
 from ..models.hub import from_pretrained
+from ..models.weight_files import weights_hash
 from .baselines import ImageStatistics, RandomConvolutions, features_of_twin, random_init
 from .features import Embed, EncoderFeatures
 from .handmade import HandMade
@@ -138,15 +138,6 @@ def timm_encoder(name: str, file: str, modality: Modality, seed: int) -> TimmEnc
             reason = ' '.join(str(error).split())[:160]
             raise InputError(f'{file} does not hold weights of {name} ({reason}).') from error
     return encoder.eval()
-
-
-def weights_hash(encoder: BaseEncoder) -> str:
-    """Hash an encoder's tensors with their names: 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name, value in sorted(encoder.state_dict().items()):
-        digest.update(f'{name} {tuple(value.shape)}\n'.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _standing(benchmark: Benchmark) -> Iterator[Method]:

@@ -14,7 +14,7 @@ from ..models import BaseEncoder, Encoder, Predictor
 from ..models.base import Batch
 from ..models.building import build
 from ..models.hub import load_checkpoint
-from ..models.weight_files import Source
+from ..models.weight_files import Source, part_of
 
 SIDE = 3  # patches of a hidden block
 FEATURES = ('cosine_error', 'l1_error')
@@ -76,15 +76,11 @@ class PredictionErrors(BaseEncoder):
                 f'embeddings, without --predictor.'
             )
 
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v.clone() for k, v in state.items()
-                    if k.startswith(prefix)}  # fmt: skip
-
         encoders = [
-            build(Source(checkpoint['encoder_config'], part(prefix), str(path)))
+            build(Source(checkpoint['encoder_config'], part_of(state, prefix), str(path)))
             for prefix in ('encoder.', 'target_encoder.')
         ]
-        weights = part('predictor.')
+        weights = part_of(state, 'predictor.')
         depth = 1 + max(int(k.split('.')[1]) for k in weights if k.startswith('blocks.'))
         width, embed_dim = weights['embed.weight'].shape
         predictor = Predictor(embed_dim, len(weights['modality_vectors']), width, depth)
@@ -142,9 +138,7 @@ class PredictionErrors(BaseEncoder):
         layout = self.encoder.layout(batch)
         valid = self.encoder.valid_patches(batch)
         name = modality or layout.names[0]
-        at = layout.names.index(name)
-        start = sum(h * w for h, w in layout.grids[:at])
-        height, width = layout.grids[at]
+        own, grid = layout.span(name), layout.grid(name)
         tokens = self.target_encoder.forward_tokens(batch)
         actual = F.layer_norm(tokens.dense(), (self.encoder.embed_dim,)).nan_to_num(0.0)
         predicted = torch.zeros_like(actual)
@@ -166,9 +160,7 @@ class PredictionErrors(BaseEncoder):
                 ids = target_ids[sample][known[sample]]
                 predicted[sample, ids] = guess[sample][known[sample]]
                 there[sample, ids] = True
-        own = slice(start, start + height * width)
         return Latents(
-            predicted[:, own].mT.unflatten(2, (height, width)),
-            actual[:, own].mT.unflatten(2, (height, width)),
-            there[:, own].unflatten(1, (height, width)),
-        )
+            predicted[:, own].mT.unflatten(2, grid), actual[:, own].mT.unflatten(2, grid),
+            there[:, own].unflatten(1, grid),
+        )  # fmt: skip

@@ -1,6 +1,5 @@
 """Embed whole scenes: windows by strips, in memory that does not grow with the scene."""
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import gfm_jepa
 from ..data.raster_files import Float, gdal
 from ..errors import InputError
 from ..models import BaseEncoder
+from ..models.weight_files import weights_hash
 from .chip_tables import EmbeddedChips, write_chips
 from .ground_features import cell_size
 from .outputs import SIDE, EmbeddedMap, require_output, write_cog, write_zarr
@@ -203,11 +203,6 @@ def _fingerprint(
     encoder: BaseEncoder, scenes: Sequence[Scene], settings: EmbedSettings, kind: str
 ) -> dict[str, Any]:
     """What the bytes of parts depend on."""
-    digest = hashlib.sha256()
-    for name, tensor in encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-                      if tensor.ndim else str(tensor.item()).encode())  # fmt: skip
     inputs = []
     for file in (f for scene in scenes for layer in scene.layers for f in layer.files):
         local = Path(file.path)
@@ -215,8 +210,8 @@ def _fingerprint(
         changed = [stat.st_size, stat.st_mtime_ns] if stat else []
         inputs.append([file.path, file.time, *changed])
     return {
-        'version': gfm_jepa.__version__, 'weights': digest.hexdigest(), 'inputs': inputs,
-        'kind': kind,
+        'version': gfm_jepa.__version__, 'weights': weights_hash(encoder),
+        'inputs': inputs, 'kind': kind,
         'device': next(encoder.parameters()).device.type, 'torch': torch.__version__,
         **{k: v for k, v in asdict(settings).items() if k not in ('overwrite', 'pca', 'int8')},
     }  # fmt: skip

@@ -18,19 +18,22 @@ class BaseEncoder(nn.Module, ABC):
     Attributes:
         config: Plain values, from which `from_config` builds the same encoder with new weights.
         embed_dim: Width D of the tokens.
-        num_features: Width of the embedding.
         revision: Commit on the Hub of which `from_pretrained` took the weights, else None.
     """
 
     config: dict[str, Any]
     embed_dim: int
-    num_features: int
     revision: str | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Build an encoder, with new weights, from the `config` of another."""
         return cls(**config)
+
+    @property
+    def num_features(self) -> int:
+        """Width of the embedding."""
+        return self.embed_dim
 
     @property
     @abstractmethod

@@ -38,6 +38,22 @@ class TokenLayout:
     extent: tuple[float, float]
     date_ids: Tensor
 
+    def span(self, modality: str) -> slice:
+        """Which of the N tokens are of one modality.
+
+        Raises:
+            InputError: If the batch lacks it.
+        """
+        if modality not in self.names:
+            raise InputError(f'No {modality} in the batch; it holds {", ".join(self.names)}.')
+        at = self.names.index(modality)
+        start = sum(h * w for h, w in self.grids[:at])
+        return slice(start, start + self.grids[at][0] * self.grids[at][1])
+
+    def grid(self, modality: str) -> tuple[int, int]:
+        """Height and width in patches of one modality."""
+        return self.grids[self.names.index(modality)]
+
     @property
     def finest(self) -> tuple[int, int]:
         """The grid with the most patches: the ground grid on which masks are drawn."""
@@ -90,9 +106,6 @@ class Encoder(BaseEncoder):
         readout: Width of the embedding, a linear map of `forward_depths` that
             `gfm_jepa.evaluation.readouts` fits; by default it is the mean over tokens.
 
-    Attributes:
-        num_features: Width of the embedding: readout, or D.
-
     Raises:
         InputError: If a modality is unknown or lacks statistics, or widths do not divide.
     """
@@ -129,7 +142,6 @@ class Encoder(BaseEncoder):
             'readout': readout,
         }
         self.embed_dim = embed_dim
-        self.num_features = readout or embed_dim
         self.patch_embeds = nn.ModuleDict(
             {m.name: PatchEmbed(m, embed_dim, sizes[m.name], stems[m.name]) for m in resolved}
         )
@@ -150,6 +162,11 @@ class Encoder(BaseEncoder):
     def patch_sizes(self) -> dict[str, int]:
         """Side of a patch, pixels, by modality."""
         return dict(self.config['patch_size'])
+
+    @property
+    def num_features(self) -> int:
+        """Width of the embedding: of the readout, or D."""
+        return self.config['readout'] or self.embed_dim
 
     @property
     def stems(self) -> dict[str, str]:
@@ -334,10 +351,10 @@ class Encoder(BaseEncoder):
             over the tokens of the last; behind conv stems of one size, the statistics of their
             stages (`PatchEmbed.describe`), averaged over the modalities and dates that are there.
         """
-        statistics: list[Tensor] = []
+        statistics: list[Tensor] | None = [] if self.statistics_dim else None
         tokens = self.forward_tokens(batch, None, num_depths - 1, statistics)
         pooled = pool_depths([*tokens.depths, tokens.values], tokens.valid)
-        if not self.statistics_dim:
+        if statistics is None:
             return pooled
         return torch.cat([pooled, torch.cat(statistics, dim=1).nanmean(dim=1)], dim=1)
 
@@ -359,13 +376,8 @@ class Encoder(BaseEncoder):
         tokens = self.forward_tokens(batch)
         layout = tokens.layout
         name = modality or layout.names[0]
-        if name not in layout.names:
-            raise InputError(f'No {name} in the batch; it holds {", ".join(layout.names)}.')
-        at = layout.names.index(name)
-        start = sum(h * w for h, w in layout.grids[:at])
-        height, width = layout.grids[at]
-        own = tokens.dense()[:, start : start + height * width]
-        return own.mT.reshape(len(own), self.embed_dim, height, width)
+        own = tokens.dense()[:, layout.span(name)]
+        return own.mT.reshape(len(own), self.embed_dim, *layout.grid(name))
 
     def embedder(self, name: str) -> PatchEmbed:
         """The patch embedder of one of its modalities."""

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..views import are_square, turned
 from .base import BaseEncoder, Batch
 from .building import build
 from .hub import load_checkpoint
-from .weight_files import Source
+from .weight_files import Source, part_of
 
 FEATURES = ('embedding', 'depths')
 
@@ -96,12 +97,12 @@ def classify_turned(
     Rasters that are not square are flipped and turned by half only: four ways, not eight.
     """
     rasters = encoder.rasters(batch)
-    square = all(x.shape[-1] == x.shape[-2] for x in rasters.values())
+    square = are_square(rasters.values())
     quarters = (0, 1, 2, 3) if square else (0, 2)
     ways = [(flip, n) for flip in (False, True) for n in quarters] if facts.turns else [(False, 0)]
     found = []
     for flip, n in ways:
-        seen = {k: torch.rot90(x.flip(-1) if flip else x, n, (-2, -1)) for k, x in rasters.items()}
+        seen = {k: turned(x, flip, n) for k, x in rasters.items()}
         logits = head(encode(encoder, {**batch, **seen}, facts.features))
         found.append(probabilities(logits, facts.multilabel))
     return torch.stack(found).mean(dim=0)
@@ -120,14 +121,23 @@ def probabilities(logits: Tensor, multilabel: bool) -> Tensor:
     return logits.sigmoid() if multilabel else torch.softmax(logits, dim=1)
 
 
+def require_features(features: str) -> None:
+    """Refuse what is neither ``embedding`` nor ``depths``.
+
+    Raises:
+        InputError: Naming both.
+    """
+    if features not in FEATURES:
+        raise InputError(f'Unknown features {features!r}: expected {" or ".join(FEATURES)}.')
+
+
 def feature_width(encoder: BaseEncoder, features: str) -> int:
     """Width D of the features.
 
     Raises:
         InputError: If there are no such features.
     """
-    if features not in FEATURES:
-        raise InputError(f'Unknown features {features!r}: expected {" or ".join(FEATURES)}.')
+    require_features(features)
     if features == 'embedding':
         return encoder.num_features
     name, modality = next(iter(encoder.modalities.items()))
@@ -176,14 +186,10 @@ def load_classifier(path: str | Path) -> Classifier:
             f'Classification, or what `gfm-jepa benchmark --save-head` wrote.'
         )
     facts, state = HeadFacts(**checkpoint['head']), checkpoint['state_dict']
-    own = {
-        part: {k.removeprefix(part): v.clone() for k, v in state.items() if k.startswith(part)}
-        for part in ('encoder.', 'head.')
-    }
-    encoder = build(Source(checkpoint['encoder_config'], own['encoder.'], str(path)))
+    encoder = build(Source(checkpoint['encoder_config'], part_of(state, 'encoder.'), str(path)))
     head = ClassificationHead(feature_width(encoder, facts.features), len(facts.classes))
     try:
-        head.load_state_dict(own['head.'])
+        head.load_state_dict(part_of(state, 'head.'))
     except RuntimeError as error:
         raise InputError(f'The head of {path} does not fit its encoder; train it again.') from error
     return Classifier(encoder, head, facts)

@@ -21,7 +21,7 @@ from .band_matching import ModalitySpec, format_matches, match_bands, refuse_new
 from .base import BaseEncoder
 from .building import build
 from .encoder import Encoder
-from .weight_files import CONFIG, WEIGHTS, Source, read_folder, replace_folder
+from .weight_files import CONFIG, WEIGHTS, Source, part_of, read_folder, replace_folder
 
 
 def from_pretrained(
@@ -161,10 +161,5 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def _read_checkpoint(path: Path) -> Source:
     """Take the encoder out of a checkpoint that Lightning wrote."""
     checkpoint = load_checkpoint(path)
-    prefix = checkpoint['encoder_prefix']
-    state = {
-        key.removeprefix(prefix): value.clone()  # the file is mapped, and may change
-        for key, value in checkpoint['state_dict'].items()
-        if key.startswith(prefix)
-    }
+    state = part_of(checkpoint['state_dict'], checkpoint['encoder_prefix'])
     return Source(checkpoint['encoder_config'], state, str(path))

@@ -251,7 +251,7 @@ class PatchEmbed(nn.Module):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The same without place and sensor: what a patch holds, wherever it lies."""
         complete = self._look(x)
-        return self.stem(self._normalise(x, complete)), self._valid_patches(x, complete)
+        return self.stem(self.normalise(x, complete)), self._valid_patches(x, complete)
 
     def describe(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `project`, and what the stem answers before the trunk, pooled.
@@ -265,7 +265,7 @@ class PatchEmbed(nn.Module):
             return *self.project(x), x.new_empty(len(x), 0)
         complete = self._look(x)
         there = x.isfinite().float().mean(dim=1, keepdim=True)
-        levels, pooled = self.stem.levels(self._normalise(x, complete)), []
+        levels, pooled = self.stem.levels(self.normalise(x, complete)), []
         for response in levels:
             weight = nn.functional.avg_pool2d(there, x.shape[-1] // response.shape[-1])
             weight = (weight >= self.min_valid).to(response)
@@ -287,7 +287,13 @@ class PatchEmbed(nn.Module):
         self._check_unit(x)
         return all_finite(x)
 
-    def _normalise(self, x: Tensor, complete: bool) -> Tensor:
+    def normalise(self, x: Tensor, complete: bool = False) -> Tensor:
+        """Standard deviations from the mean (B, C, H, W), NaN as the mean.
+
+        Args:
+            x: (B, C, H, W), raw.
+            complete: Whether it is known that no value is missing.
+        """
         # One pass over the pixels, not two: (x - mean) / std.
         normalised = torch.addcmul(-self.mean / self.std, x.float(), 1 / self.std)
         return normalised if complete else normalised.nan_to_num_(0.0, 0.0, 0.0)
@@ -300,7 +306,7 @@ class PatchEmbed(nn.Module):
     @torch.no_grad()
     def signal(self, x: Tensor, kind: str) -> Tensor:
         """How much each patch of (B, C, H, W) holds: (B, N); see `Encoder.patch_signal`."""
-        values = ((x.float() - self.mean) / self.std).nan_to_num(0.0, 0.0, 0.0)
+        values = self.normalise(x)
         mean = nn.functional.avg_pool2d(values, self.patch_size)
         if kind == 'brightness':
             level = mean.mean(dim=1).flatten(1)

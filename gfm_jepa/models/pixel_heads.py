@@ -40,9 +40,7 @@ class LinearPixels(nn.Module):
         x = encoder.rasters(batch)[self.modality]
         answer: Tensor = F.interpolate(coarse, x.shape[-2:], mode='bilinear', align_corners=False)
         if self.bands is not None:
-            embed = encoder.embedder(self.modality)
-            normalised = torch.nan_to_num((x.float() - embed.mean) / embed.std, 0.0, 0.0, 0.0)
-            answer = answer + self.bands(normalised)
+            answer = answer + self.bands(encoder.embedder(self.modality).normalise(x))
         return answer
 
 

@@ -7,7 +7,6 @@ torchgeo's ``unet``, ``upernet``, ``segformer`` and ``deeplabv3+`` take our enco
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -101,7 +100,7 @@ class FineMaps:
 
     def __init__(self, embed: PatchEmbed, x: Tensor) -> None:
         self.embed = embed
-        self.pixels = torch.nan_to_num((x.float() - embed.mean) / embed.std, 0.0, 0.0, 0.0)
+        self.pixels = embed.normalise(x)
         stem = embed.stem
         self.levels = stem.levels(self.pixels) if isinstance(stem, ConvStem) else []
 
@@ -109,8 +108,7 @@ class FineMaps:
         """The stem's output (B, N, D)."""
         stem = self.embed.stem
         if isinstance(stem, ConvStem):
-            projected: Tensor = stem.project(self.levels[-1])
-            return projected.flatten(2).mT
+            return stem.tokens(self.levels[-1])
         tokens: Tensor = stem(self.pixels)
         return tokens
 
@@ -132,9 +130,7 @@ def map_width(embed: PatchEmbed, stride: int) -> int:
     if stride >= embed.patch_size:
         return int(embed.modality_vector.shape[0])
     if isinstance(embed.stem, ConvStem):
-        first = next(iter(embed.stem.stages[STRIDES.index(stride)].children()))
-        assert isinstance(first, nn.Conv2d)
-        return first.out_channels
+        return embed.stem.widths[STRIDES.index(stride)]
     return len(embed.modality.bands) * stride**2
 
 

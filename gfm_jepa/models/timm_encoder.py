@@ -73,7 +73,6 @@ class TimmEncoder(BaseEncoder):
         self.embed_dim = int(
             getattr(self.backbone, 'head_hidden_size', None) or self.backbone.num_features
         )
-        self.num_features = self.embed_dim
         self.register_buffer('mean', torch.tensor(self.modality.mean).view(-1, 1, 1))
         self.register_buffer('std', torch.tensor(self.modality.std).view(-1, 1, 1))
         self._warned = False

@@ -3,6 +3,7 @@
 Everything that can be refused is refused before memory is taken for it, and nothing is unpickled.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
 
@@ -184,3 +185,17 @@ def replace_folder(temporary: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(temporary.iterdir(), key=lambda p: p.name == CONFIG):
         os.replace(path, folder / path.name)
+
+
+def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under a prefix, without it; copies, since a file that is mapped may change."""
+    return {k.removeprefix(prefix): v.clone() for k, v in state.items() if k.startswith(prefix)}
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Hash its tensors with their names: 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f'{name} {tuple(value.shape)}\n'.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

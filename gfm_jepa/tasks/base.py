@@ -155,10 +155,14 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         rank_zero_info(format_matches(matches))
         if c.freeze:
             embedders = [encoder.embedder(n) for n in trained.modalities if n in [*kept, *given]]
-            self.frozen = [*embedders, encoder.blocks, encoder.norm]
-            for module in self.frozen:
-                module.requires_grad_(False)
+            self.freeze(*embedders, encoder.blocks, encoder.norm)
         return encoder
+
+    def freeze(self, *modules: nn.Module) -> None:
+        """Keep modules as they are: no gradients, and evaluation mode from the next `train` on."""
+        self.frozen = [*self.frozen, *modules]
+        for module in modules:
+            module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
         """Switch the mode; what is frozen stays in evaluation mode, its batch norms as they are."""
@@ -277,12 +281,7 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over everything that learns, its rate set per optimizer step."""
         c = self.optimizer_config
-        learning = [p for p in self.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {'params': [p for p in learning if p.ndim > 1], 'weight_decay': c.weight_decay},
-            {'params': [p for p in learning if p.ndim <= 1], 'weight_decay': 0.0},
-        ]
-        optimizer = AdamW(groups, lr=c.lr, betas=c.betas, fused=True)
+        optimizer = AdamW(self.parameter_groups(), lr=c.lr, betas=c.betas, fused=True)
         total = self.total_steps()
 
         def rate(step: int) -> float:
@@ -292,6 +291,15 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
             'optimizer': optimizer,
             'lr_scheduler': {'scheduler': LambdaLR(optimizer, rate), 'interval': 'step'},
         }
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimizer gets: matrices, which decay, and all else that learns."""
+        learning = [p for p in self.parameters() if p.requires_grad]
+        return [
+            {'params': [p for p in learning if p.ndim > 1],
+             'weight_decay': self.optimizer_config.weight_decay},
+            {'params': [p for p in learning if p.ndim <= 1], 'weight_decay': 0.0},
+        ]  # fmt: skip
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Set the weight decay of this step, if it changes; log the rate and the gradient."""

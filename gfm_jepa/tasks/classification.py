@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
@@ -30,12 +28,11 @@ from .base import (
     EncoderConfig,
     ModalitySpecs,
     OptimizerConfig,
-    PretrainTask,
     as_config,
     plain,
 )
-from .layer_decay import layered_optimizer
 from .mixup import mix
+from .supervised import SupervisedTask
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class HeadConfig:
 TURNED = Views(num_global=1, global_scale=(1.0, 1.0), gain=0.0, offset=0.0)
 
 
-class Classification(PretrainTask):
+class Classification(SupervisedTask):
     """Fit a head to labels, on an encoder of any of its modalities.
 
     A sample may lack modalities, in training and later. One that lacks all is left out of the
@@ -88,7 +85,7 @@ class Classification(PretrainTask):
 
     monitor = 'val_accuracy'
     mode = 'max'
-    keeps_modalities = False
+    head_config: HeadConfig
 
     def __init__(
         self,
@@ -124,9 +121,8 @@ class Classification(PretrainTask):
         """Load or build the encoder, and put a head on it."""
         super().configure_models()
         c = self.head_config
-        self.head = ClassificationHead(feature_width(self.encoder, c.features), len(self.classes))
-        self.encoder.requires_grad_(not c.frozen)
-        self.train()
+        width = feature_width(self.encoder, c.features)
+        self.put_head(ClassificationHead(width, len(self.classes)))
 
     def configure_metrics(self) -> None:
         """Accuracy and calibration error; of several labels, average precision and F1."""
@@ -142,16 +138,7 @@ class Classification(PretrainTask):
                 'average_precision': MultilabelAveragePrecision(count),
                 'f1': MultilabelF1Score(count),
             }
-        self.metrics = torch.nn.ModuleDict(
-            {p: MetricCollection(metrics).clone(prefix=f'{p}_') for p in ('val', 'test')}
-        )
-
-    def train(self, mode: bool = True) -> Self:
-        """Switch modes; a frozen encoder stays in evaluation mode, its batch norms too."""
-        super().train(mode)
-        if self.head_config.frozen and hasattr(self, 'encoder'):
-            self.encoder.eval()
-        return self
+        self.put_metrics(metrics)
 
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         """Embed a batch: (B, D)."""
@@ -200,17 +187,10 @@ class Classification(PretrainTask):
             }
         return super().training_step(batch, batch_idx)
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Log loss and metrics."""
-        self._evaluate('val', batch)
-
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Log loss and metrics."""
-        self._evaluate('test', batch)
-
-    def _evaluate(self, part: str, batch: Mapping[str, Any]) -> None:
+    def evaluate(self, part: str, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Log loss and metrics; whoever has no valid pixel is refused."""
         labels = batch['label']
-        scores = self.predict_step(batch, 0)
+        scores = self.predict_step(batch, batch_idx)
         if lost := int((~scores.isfinite()).any(dim=1).sum()):
             raise InputError(
                 f'{lost} of {len(labels)} samples have no valid pixel; leave them out.'
@@ -244,10 +224,3 @@ class Classification(PretrainTask):
         super().on_load_checkpoint(checkpoint)
         if head := checkpoint.get('head'):
             self.shown = {k: plain(head[k]) for k in ('image_sizes', 'gsd') if head[k]}
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, its rates by layer and set per optimizer step."""
-        return layered_optimizer(
-            self.encoder, self.head.parameters(), self.optimizer_config,
-            self.head_config.layer_decay, self.total_steps(),
-        )  # fmt: skip

@@ -4,14 +4,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from timm.models import group_parameters
 from torch import nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from ..models import BaseEncoder, TimmEncoder
-from .base import OptimizerConfig, warmup_cosine
 
 
 def layer_ids(encoder: BaseEncoder) -> dict[str, int]:
@@ -64,23 +60,3 @@ def parameter_groups(
         )  # fmt: skip
         group['params'].append(parameter)
     return list(groups.values())
-
-
-def layered_optimizer(
-    encoder: BaseEncoder,
-    others: Iterable[nn.Parameter],
-    config: OptimizerConfig,
-    layer_decay: float,
-    total_steps: int,
-) -> OptimizerLRScheduler:
-    """AdamW over `parameter_groups`, with warm-up and cosine per optimizer step."""
-    groups = parameter_groups(encoder, others, config.lr, config.weight_decay, layer_decay)
-    optimizer = AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
-
-    def rate(step: int) -> float:
-        return warmup_cosine(step, total_steps, config.warmup, config.final_lr)
-
-    return {
-        'optimizer': optimizer,
-        'lr_scheduler': {'scheduler': LambdaLR(optimizer, rate), 'interval': 'step'},
-    }

@@ -2,21 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, R2Score
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from ..errors import InputError
 from ..modalities import Modality, resolve
 from ..models import Encoder
 from ..models.pixel_heads import LinearPixels, UPerNetPixels
-from .base import EncoderConfig, ModalitySpecs, OptimizerConfig, PretrainTask, as_config
-from .layer_decay import layered_optimizer
+from ..views import are_square, turned
+from .base import EncoderConfig, ModalitySpecs, OptimizerConfig, as_config
+from .supervised import SupervisedTask
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PixelHeadConfig:
     turn: bool = True
 
 
-class PixelTask(PretrainTask):
+class PixelTask(SupervisedTask):
     """Base of the tasks that predict a raster of the batch from its other modalities.
 
     Pixels where the target is NaN teach and count nothing. A sample may lack any modality but the
@@ -58,7 +58,7 @@ class PixelTask(PretrainTask):
     """
 
     outputs = 1
-    keeps_modalities = False
+    head_config: PixelHeadConfig
 
     def __init__(
         self,
@@ -94,16 +94,7 @@ class PixelTask(PretrainTask):
             head = UPerNetPixels(self.encoder, first, self.outputs, c.width)
         else:
             raise InputError(f'Unknown head.kind {c.kind!r}: expected linear or upernet.')
-        self.head = head
-        self.encoder.requires_grad_(not c.frozen)
-        self.train()
-
-    def train(self, mode: bool = True) -> Self:
-        """Switch modes; a frozen encoder stays in evaluation mode, its batch norms too."""
-        super().train(mode)
-        if self.head_config.frozen and hasattr(self, 'encoder'):
-            self.encoder.eval()
-        return self
+        self.put_head(head)
 
     def answer(self, batch: Mapping[str, Any]) -> Tensor:
         """Answers (B, K, H, W) on the grid of the first input."""
@@ -129,15 +120,8 @@ class PixelTask(PretrainTask):
         """Answers in the end's unit: see `present`."""
         return self.present(self.answer(self.one_date(batch, batch_idx)))
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Log loss and metrics."""
-        self._evaluate('val', batch, batch_idx)
-
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Log loss and metrics."""
-        self._evaluate('test', batch, batch_idx)
-
-    def _evaluate(self, part: str, batch: Mapping[str, Any], batch_idx: int) -> None:
+    def evaluate(self, part: str, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Log loss and metrics, over the pixels that have a target."""
         answers, truth = self._pair(self.one_date(batch, batch_idx))
         there = truth.isfinite()
         if not bool(there.any()):
@@ -150,10 +134,6 @@ class PixelTask(PretrainTask):
         self.count(metrics, shown, truth[there])
         self.log_dict(metrics, batch_size=size)
 
-    def _metrics(self, kinds: dict[str, Any]) -> None:
-        both = {p: MetricCollection(kinds).clone(prefix=f'{p}_') for p in ('val', 'test')}
-        self.metrics = torch.nn.ModuleDict(both)
-
     def criterion(self, answers: Tensor, truth: Tensor) -> Tensor:
         """Loss of answers (B, K, H, W) against (B, H, W), NaN left out."""
         raise NotImplementedError
@@ -165,13 +145,6 @@ class PixelTask(PretrainTask):
     def count(self, metrics: Any, shown: Tensor, truth: Tensor) -> None:
         """Update metrics with what `present` gave of P pixels, (P, K), and the truth (P,)."""
         raise NotImplementedError
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, its rates by layer and set per optimizer step."""
-        return layered_optimizer(
-            self.encoder, self.head.parameters(), self.optimizer_config,
-            self.head_config.layer_decay, self.total_steps(),
-        )  # fmt: skip
 
 
 class SemanticSegmentation(PixelTask):
@@ -206,7 +179,7 @@ class SemanticSegmentation(PixelTask):
 
     def configure_metrics(self) -> None:
         """Mean intersection over union, and accuracy over pixels."""
-        self._metrics({
+        self.put_metrics({
             'mean_iou': MulticlassJaccardIndex(self.outputs),
             'accuracy': MulticlassAccuracy(self.outputs, average='micro'),
         })  # fmt: skip
@@ -266,7 +239,7 @@ class PixelwiseRegression(PixelTask):
 
     def configure_metrics(self) -> None:
         """Mean absolute error and root mean square error, in the unit, and R2."""
-        self._metrics({
+        self.put_metrics({
             'mae': MeanAbsoluteError(), 'rmse': MeanSquaredError(squared=False), 'r2': R2Score(),
         })  # fmt: skip
 
@@ -293,11 +266,6 @@ def turn(batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Any]
     """
     flip = int(torch.randint(2, (1,), generator=generator))
     turns = int(torch.randint(4, (1,), generator=generator))
-    rasters = [v for v in batch.values() if isinstance(v, Tensor) and v.ndim == 4]
-    square = all(v.shape[-1] == v.shape[-2] for v in rasters)
-    count = turns if square else 2 * (turns // 2)
-
-    def move(x: Tensor) -> Tensor:
-        return torch.rot90(x.flip(-1) if flip else x, count, (-2, -1))
-
-    return {k: move(v) if isinstance(v, Tensor) and v.ndim == 4 else v for k, v in batch.items()}
+    rasters = {k: v for k, v in batch.items() if isinstance(v, Tensor) and v.ndim == 4}
+    count = turns if are_square(rasters.values()) else 2 * (turns // 2)
+    return {**batch, **{k: turned(v, bool(flip), count) for k, v in rasters.items()}}
