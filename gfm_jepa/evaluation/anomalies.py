@@ -103,20 +103,14 @@ def shrunk_covariance(centred: NDArray[np.floating]) -> NDArray[np.float64]:
     """Covariance (D, D) of centred features (n, D), shrunk so that it can be inverted.
 
     Source: Ledoit & Wolf, "A well-conditioned estimator for large-dimensional covariance matrices"
-        (2004), section 3.2 and lemma 3.2 to 3.4.
+        (2004), as scikit-learn has it.
     """
-    x = centred.astype(np.float64)
-    count, dims = x.shape
-    covariance = x.T @ x / count
-    level = np.trace(covariance) / dims
-    spread = np.square(covariance - level * np.eye(dims)).sum()
-    # Mean squared distance of x x^T from the covariance, over n.
-    noise = (
-        np.square(np.square(x).sum(axis=1)).sum() / count - np.square(covariance).sum()
-    ) / count
-    share = min(noise / spread, 1.0) if spread > 0 else 1.0
-    shrunk: NDArray[np.float64] = (1 - share) * covariance + (share * level + 1e-12) * np.eye(dims)
-    return shrunk
+    from sklearn.covariance import ledoit_wolf
+
+    shrunk, _ = ledoit_wolf(centred.astype(np.float64), assume_centered=True)
+    # Features that never vary at all leave nothing to shrink towards.
+    covariance: NDArray[np.float64] = shrunk + 1e-12 * np.eye(len(shrunk))
+    return covariance
 
 
 def _unit(values: torch.Tensor) -> torch.Tensor:

@@ -77,9 +77,6 @@ def ranking(scores: NDArray[np.float32], labels: NDArray[np.integer]) -> dict[st
     marked = labels[known] > 0
     if not marked.any() or marked.all():
         raise InputError('The labels mark all places, or none; the area under a curve needs both.')
-    from scipy.stats import rankdata
+    from sklearn.metrics import roc_auc_score
 
-    ranks = rankdata(scores[known])
-    positive = int(marked.sum())
-    above = ranks[marked].sum() - positive * (positive + 1) / 2
-    return {'auc': float(above / (positive * (len(ranks) - positive))), 'places': len(ranks)}
+    return {'auc': float(roc_auc_score(marked, scores[known])), 'places': len(marked)}
