@@ -219,3 +219,12 @@ def test_a_sample_is_drawn_evenly(halves):
     assert some.shape == (100, 16)
     assert np.array_equal(some, sample(embeddings, 100, seed=1))
     assert len(np.unique(some, axis=0)) == 100
+
+
+def test_a_map_that_is_half_written_is_refused(halves, capfd):
+    content = (halves / 'map.tif').read_bytes()
+    (halves / 'half.tif').write_bytes(content[: len(content) // 2])
+    status = main(['cluster', str(halves / 'half.tif'), '-k', '2', '-o', str(halves / 'c.tif')])
+    message = capfd.readouterr().err.splitlines()[-1]
+    assert status == 2 and message.startswith('gfm-jepa: error:') and 'half.tif' in message
+    assert not (halves / 'c.tif').exists()

@@ -61,13 +61,17 @@ class EmbeddingMap:
         return self.target.height * self.target.width
 
     def batches(self) -> Iterator[tuple[Places, Float]]:
-        """Places (n,) that hold data and their features (n, D), block by block."""
+        """Places (n,) that hold data and their features (n, D), block by block.
+
+        Raises:
+            InputError: If the file is broken.
+        """
         grid = self.target
         with rasterio.open(self.path) as own, self._warped(own) as source:
             for top in range(0, grid.height, SIDE):
                 for left in range(0, grid.width, SIDE):
                     rows, cols = min(SIDE, grid.height - top), min(SIDE, grid.width - left)
-                    raw = source.read(window=Window(left, top, cols, rows), masked=True)
+                    raw = self._read(source, Window(left, top, cols, rows))
                     values = raw.filled(0).astype(np.float32).reshape(len(raw), -1).T
                     values = values * np.array(self.scale, 'f4') + np.array(self.offset, 'f4')
                     there = ~np.ma.getmaskarray(raw).any(axis=0).ravel()
@@ -131,6 +135,14 @@ class EmbeddingMap:
             raise InputError(f'{path} cannot be written ({reason(error)}).') from error
         finally:
             partial.unlink(missing_ok=True)
+
+    def _read(self, source: Any, window: Window) -> Any:
+        try:
+            return source.read(window=window, masked=True)
+        except RasterioError as error:
+            raise InputError(
+                f'{self.path} is broken ({reason(error)}); write it again with `gfm-jepa embed`.'
+            ) from error
 
     def _warped(self, source: Any) -> Any:
         if self.like is None:
