@@ -12,26 +12,21 @@ readout of its own. The last line is one JSON object.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
-from gfm_jepa import from_pretrained, save_pretrained
-from gfm_jepa.data import (
-    BenchmarkDataModule,
-    EuroSATRGBDataModule,
-    ImageFolderDataModule,
-    JoinedDataModule,
-    RastersDataModule,
-)
+from gfm_jepa import data, from_pretrained, save_pretrained
 from gfm_jepa.data.benchmarks import load_benchmark
 from gfm_jepa.evaluation.probes import probe
 from gfm_jepa.evaluation.readouts import add_readout
@@ -45,6 +40,7 @@ GROUPS = {
     'terramesh_*': 'places', 'eolearn_*': 'places',
     'sentinel2': 'scenes', 'naip': 'scenes', 'landsat8': 'scenes',
 }  # fmt: skip
+RUNS = ('gfm_jepa_nano', 'gfm_jepa_nano_sensors')
 REPOSITORY = 'gfm-jepa/gfm-jepa-nano'
 LOG = 'training_log.csv'
 LICENCE = 'cc-by-sa-4.0'  # the share-alike of TerraMesh, without which there would be no S1
@@ -75,7 +71,7 @@ def minutes(output: Path, config: str) -> float:
 
 def facts(output: Path, rows: list[dict[str, Any]]) -> CardFacts:
     """What the card says beside the run."""
-    taken = [minutes(output, c) for c in ('gfm_jepa_nano', 'gfm_jepa_nano_sensors')]
+    taken = [minutes(output, run) for run in RUNS]
     compute = (
         f'one core of an AMD EPYC, one thread, {taken[0]:.0f} minutes for rgb and {taken[1]:.0f} '
         f'for the other sensors'
@@ -90,19 +86,19 @@ def link(target: Path, place: Path) -> None:
         place.symlink_to(target.resolve())
 
 
-def lay_out(data: Path, output: Path) -> None:
+def lay_out(source: Path, output: Path) -> None:
     """Links to what may be pretrained on: of UC Merced only the images of its train list."""
-    link(data / 'eurosat_rgb', output / 'data' / 'eurosat_rgb')
-    names = (data / 'uc_merced' / 'uc_merced-train.txt').read_text().split()
+    link(source / 'eurosat_rgb', output / 'data' / 'eurosat_rgb')
+    names = (source / 'uc_merced' / 'uc_merced-train.txt').read_text().split()
     for name in names:
         label = re.sub(r'\d+\.tif$', '', name)
-        image = data / 'uc_merced' / 'UCMerced_LandUse' / 'Images' / label / name
+        image = source / 'uc_merced' / 'UCMerced_LandUse' / 'Images' / label / name
         if not image.is_file():
             raise SystemExit(f'{image} is not there, but the train list names it.')
         link(image, output / 'data' / 'uc_merced_train' / 'train' / label / name)
-    link(data / 'eurosat_ms', output / 'data' / 'eurosat_ms')
+    link(source / 'eurosat_ms', output / 'data' / 'eurosat_ms')
     for pattern, group in GROUPS.items():
-        for folder in sorted((data / 'rasters').glob(pattern)):
+        for folder in sorted((source / 'rasters').glob(pattern)):
             link(folder, output / 'data' / group / folder.name)
 
 
@@ -132,64 +128,60 @@ def last(output: Path, config: str) -> Path:
     return found[-1]
 
 
-def training_batches(data: Path, sensors: bool) -> Iterable[dict[str, Any]]:
-    """All training samples once, as they are, each batch of one part."""
-    parts: list[Any] = [
-        EuroSATRGBDataModule(str(data / 'eurosat_rgb')),
-        ImageFolderDataModule(str(data / 'uc_merced_train'), 128, [{'name': 'rgb'}], gsd=0.6),
-    ]
-    if sensors:
-        places = ['s2_l1c', 's2_l2a', 's1', 'ndvi', 'dem']
-        parts += [
-            BenchmarkDataModule('eurosat-spatial', str(data / 'eurosat_ms')),
-            RastersDataModule([str(data / 'places')], places, chip_size=64),
-            RastersDataModule(
-                [str(data / 'scenes')], ['s2_l2a', 'naip', 'landsat8'], chip_size=64, stride=32
-            ),
-        ]
-    joined = JoinedDataModule(parts, batch_size=64)
-    joined.setup('fit')
-    return joined.train_dataloader()
+def parts_of(config: str) -> list[Any]:
+    """The data modules that a config joins; its paths are those of the output folder."""
+    content = yaml.safe_load((CONFIGS / f'{config}.yaml').read_text())
+    kinds = [(part['class_path'].rpartition('.')[2], part['init_args'])
+             for part in content['data']['init_args']['parts']]  # fmt: skip
+    return [getattr(data, kind)(**options) for kind, options in kinds]
 
 
-def rows_of(encoder: Encoder, data: Path) -> list[dict[str, Any]]:
+def training_batches(output: Path, configs: Sequence[str]) -> Iterable[dict[str, Any]]:
+    """Training samples of some runs once, as they are, in whole batches of one part each."""
+    with contextlib.chdir(output):
+        joined = data.JoinedDataModule([p for c in configs for p in parts_of(c)], batch_size=64)
+        joined.setup('fit')
+        yield from joined.train_dataloader()
+
+
+def rows_of(encoder: Encoder, source: Path) -> list[dict[str, Any]]:
     """Probe on the benchmarks that the card names; baselines where the split is a hard one."""
     rows = []
     for name, folder, baselines in (
         ('eurosat-rgb-spatial', 'eurosat_rgb', True), ('ucmerced', 'uc_merced', True),
         ('eurosat-rgb-random0', 'eurosat_rgb', False),
     ):  # fmt: skip
-        benchmark = load_benchmark(name, data / folder)
+        benchmark = load_benchmark(name, source / folder)
         rows += probe(encoder, 'gfm-jepa-nano', benchmark, baselines=baselines)
     return rows
 
 
-def quarters(output: Path, data: Path) -> list[dict[str, Any]]:
+def quarters(output: Path, source: Path) -> list[dict[str, Any]]:
     """Spatial test accuracy of each quarter of an hour, and of the end."""
-    benchmark = load_benchmark('eurosat-rgb-spatial', data / 'eurosat_rgb')
+    benchmark = load_benchmark('eurosat-rgb-spatial', source / 'eurosat_rgb')
     paths = (output / 'gfm_jepa_nano').glob('*/version_*/checkpoints/quarter-*.ckpt')
     found = []
     for path in sorted(paths, key=lambda p: int(re.findall(r'\d+', p.stem)[-1])):
         encoder = from_pretrained(path)
         assert isinstance(encoder, Encoder)
-        read = add_readout(encoder, training_batches(output / 'data', sensors=False))
+        read = add_readout(encoder, training_batches(output, RUNS[:1]))
         (row,) = probe(read, path.stem, benchmark, baselines=False)
         found.append({'checkpoint': path.stem, 'knn5': row['knn5'], 'linear': row['linear']})
         print(found[-1], flush=True)
     return found
 
 
-def release(output: Path, data: Path) -> list[dict[str, Any]]:
+def release(output: Path, source: Path) -> list[dict[str, Any]]:
     """Fit the readout, probe, and write the folder that ships; returns the rows."""
     place, rows_file = output / 'read', output / 'rows.json'
     if not place.is_dir():
         trained = from_pretrained(last(output, 'gfm_jepa_nano_sensors'))
         assert isinstance(trained, Encoder)
-        save_pretrained(add_readout(trained, training_batches(output / 'data', True)), place)
+        save_pretrained(add_readout(trained, training_batches(output, RUNS)), place)
     encoder = from_pretrained(place)
     assert isinstance(encoder, Encoder)
     if not rows_file.is_file():
-        rows_file.write_text(json.dumps(rows_of(encoder, data), indent=1))
+        rows_file.write_text(json.dumps(rows_of(encoder, source), indent=1))
     rows: list[dict[str, Any]] = json.loads(rows_file.read_text())
     run = {**describe_run(last(output, 'gfm_jepa_nano')),
            'other sensors': 'trained afterwards, trunk and rgb frozen',

@@ -195,16 +195,20 @@ def so2sat(name: str, root: Path) -> Benchmark:
 def _count_listed(folder: Path, root: Path, lists: Iterable[str]) -> tuple[int, int]:
     """How many of the listed images are there, and how many are listed."""
     there = {path.stem for path in folder.glob('*/*')}
-    lines = [line.strip() for f in lists for line in (root / f).read_text().splitlines()]
-    stems = [Path(line).stem for line in lines if line]
+    stems = [stem for f in lists for stem in _listed(root / f)]
     return sum(stem in there for stem in stems), len(stems)
+
+
+def _listed(path: Path) -> list[str]:
+    """Names in a split list, without their endings."""
+    return [Path(line.strip()).stem for line in path.read_text().splitlines() if line.strip()]
 
 
 def _check_lists(name: str, folder: Path, lists: Sequence[Path]) -> None:
     """Refuse lists that name images which are not there: torchgeo leaves those out silently."""
     there = {path.stem for path in folder.glob('*/*')}
     for path in lists:
-        listed = [Path(line.strip()).stem for line in path.read_text().splitlines() if line.strip()]
+        listed = _listed(path)
         if missing := [stem for stem in listed if stem not in there]:
             raise InputError(
                 f'{len(missing)} of {len(listed)} images in {path} are not in {folder}, the first '
