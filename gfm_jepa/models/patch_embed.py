@@ -163,7 +163,7 @@ class ConvStem(nn.Module):
 
 
 class PlainConvStem(ConvStem):
-    """The conv stem of the source: under a quarter of the parameters, for sensors with little data."""
+    """The conv stem of the source: fewer parameters, for sensors with little data."""
 
     residual = False
 
