@@ -26,13 +26,14 @@ from lightning.pytorch import seed_everything
 from rows import Row, read
 from rows import fill as fill_rows
 from throughput import OURS, Clock, config_of, time_ours
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from gfm_jepa import tasks
 from gfm_jepa.data.benchmarks import Benchmark, load_benchmark
 from gfm_jepa.evaluation.baselines import ImageStatistics, RandomConvolutions, random_init
 from gfm_jepa.evaluation.features import EncoderFeatures, extract_features
 from gfm_jepa.evaluation.probes import knn_probe, linear_probe
+from gfm_jepa.evaluation.readouts import add_readout
 from gfm_jepa.models.hub import from_pretrained
 
 THEIRS = ('torchgeo-mae', 'torchgeo-simclr', 'torchgeo-byol')
@@ -65,7 +66,7 @@ def train_ours(
 
 
 def train_theirs(method: str, minutes: float, root: str) -> tuple[Any, int, float]:
-    """Train a task of torchgeo; returns what embeds a batch, the steps and a step's seconds."""
+    """Train a task of torchgeo; returns its encoder, the steps and a step's seconds."""
     import torchgeo_objectives as theirs
 
     images: Dataset[Any] = theirs.UnitImages(root)
@@ -87,11 +88,13 @@ def embeds(method: str, minutes: float, seed: int, root: str, benchmark: Benchma
 
         model = RCF(in_channels=3, features=512, seed=seed, mode='gaussian').eval()
         yield 'rcf', lambda batch: model(batch['rgb'] / 255), 0, 0.0
-    elif method in THEIRS:
-        embed, steps, seconds = train_theirs(method, minutes, root)
-        yield 'embedding', embed, steps, seconds
+    elif method == 'torchgeo-mae':
+        vit, steps, seconds = train_theirs(method, minutes, root)
+        yield 'embedding', lambda batch: vit(batch['rgb'] / 255), steps, seconds
     else:
-        if method == 'random-init':
+        if method in THEIRS:
+            encoder, steps, seconds = train_theirs(method, minutes, root)
+        elif method == 'random-init':
             task = tasks.LeJEPA(['rgb'], **config_of('lejepa')['model']['init_args'])
             encoder, steps, seconds = random_init(task.encoder, seed), 0, 0.0
         else:
@@ -100,6 +103,9 @@ def embeds(method: str, minutes: float, seed: int, root: str, benchmark: Benchma
             encoder = train_ours(method, steps, seed, root)
         for features in ('embedding', 'depths'):
             yield features, EncoderFeatures(encoder, method, benchmark, features), steps, seconds
+        images = ({'rgb': batch['rgb']} for batch in DataLoader(benchmark.train, 256))
+        read = add_readout(encoder, images)
+        yield 'readout', EncoderFeatures(read, method, benchmark), steps, seconds
 
 
 def rows_of(method: str, minutes: float, seed: int, root: str) -> list[Row]:

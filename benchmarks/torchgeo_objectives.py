@@ -16,7 +16,7 @@ from torchgeo.tasks import BYOL, MAE, SimCLR
 from torchgeo.tasks.byol import BYOLModule
 
 from gfm_jepa.data.eurosat import EuroSATRGB
-from gfm_jepa.models import build_encoder
+from gfm_jepa.models import Encoder, build_encoder
 from gfm_jepa.models.presets import PRESETS
 from gfm_jepa.models.timm_models import to_timm
 
@@ -107,8 +107,8 @@ class SmallBYOL(BYOL):  # type: ignore[misc]  # torchgeo carries no types
         self.model = BYOLModule(backbone, (SIZE, SIZE), hidden_layer=-1, in_channels=3)
 
 
-def train(method: str, steps: int, images: Dataset[Any], callbacks: list[Callback]) -> Any:
-    """Train a task of torchgeo and return what embeds a batch of images in 0..255."""
+def train(method: str, steps: int, images: Dataset[Any], callbacks: list[Callback]) -> nn.Module:
+    """Train a task of torchgeo; returns MAE's ViT, which takes 0..1, or our encoder."""
     loader = DataLoader(images, BATCH_SIZE, shuffle=True, drop_last=True)
     epochs = -(-steps // max(len(cast(Sized, images)) // BATCH_SIZE, 1))
     task = build(method, epochs)
@@ -119,6 +119,15 @@ def train(method: str, steps: int, images: Dataset[Any], callbacks: list[Callbac
     trainer.fit(task, loader)
     task.eval()
     if method == 'torchgeo-mae':
-        return lambda batch: task.backbone.vit(batch['rgb'] / 255)
-    backbone = task.backbone if method == 'torchgeo-simclr' else task.model.backbone.model
-    return lambda batch: backbone(batch['rgb'] / 255)
+        vit: nn.Module = task.backbone.vit
+        return vit
+    return as_encoder(task.backbone if method == 'torchgeo-simclr' else task.model.backbone.model)
+
+
+def as_encoder(trained: Rescaled) -> Encoder:
+    """Our encoder with the weights of the timm model that was made of one."""
+    encoder = build_encoder('nano', ['rgb'], stem='conv')
+    own = {key.replace('patch_embed.embed.', 'patch_embeds.rgb.'): value
+           for key, value in trained.backbone.state_dict().items()}  # fmt: skip
+    encoder.load_state_dict(own)
+    return encoder.eval()
