@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from gfm_jepa import InputError, from_pretrained, save_pretrained
 from gfm_jepa.models import PRESETS, Encoder, PatchEmbed, Predictor, build_encoder
+from gfm_jepa.models.block import Block
 from gfm_jepa.models.predictor import block_mask
 from gfm_jepa.models.timm_models import to_timm
 
@@ -244,3 +245,30 @@ def test_what_is_no_weights_is_refused(tmp_path):
     ]:
         with pytest.raises(InputError, match=message):
             from_pretrained(tmp_path / path)
+
+
+def test_block_equals_timms():
+    """Tensors under the same names, and the same output, with a mask and without one."""
+    from timm.models.vision_transformer import Block as TimmBlock
+
+    torch.manual_seed(0)
+    ours, theirs = Block(24, 3, mlp_ratio=2.0), TimmBlock(24, 3, 2.0, qkv_bias=True)
+    theirs.load_state_dict(ours.state_dict())
+    tokens, mask = torch.randn(2, 7, 24), torch.rand(2, 1, 7, 7) > 0.5
+    mask |= torch.eye(7, dtype=torch.bool)
+    for attn_mask in (None, mask):
+        torch.testing.assert_close(ours(tokens, attn_mask), theirs(tokens, attn_mask=attn_mask))
+    assert not torch.equal(ours(tokens), ours(tokens, mask))
+
+
+def test_stochastic_depth_skips_a_branch_or_scales_it():
+    torch.manual_seed(0)
+    block, tokens = Block(8, 2, drop_path=0.75), torch.randn(1, 3, 8).expand(400, -1, -1)
+    for tensor in block.mlp.fc2.parameters():
+        torch.nn.init.zeros_(tensor)  # what is left is the attention
+    change = block(tokens) - tokens
+    kept = change.abs().sum(dim=(1, 2)) > 0
+    assert 60 < int(kept.sum()) < 140  # a quarter
+    whole = block.attn(block.norm1(tokens[kept]))
+    torch.testing.assert_close(change[kept], 4 * whole)
+    torch.testing.assert_close(block.eval()(tokens[kept]), tokens[kept] + whole)

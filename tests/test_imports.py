@@ -55,6 +55,24 @@ def test_top_level_import_is_light():
     assert done.stdout.strip() == '[]'
 
 
+def test_loading_weights_waits_for_no_library_but_torch():
+    """Each of these takes longer to import than the bundled weights take to load."""
+    code = (
+        "import sys, gfm_jepa; gfm_jepa.from_pretrained('gfm-jepa-nano');"
+        "print(sorted({'timm', 'torchvision', 'lightning', 'torch._dynamo', 'rasterio'}"
+        ' & set(sys.modules)))'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == '[]'
+
+
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, '-m', 'gfm_jepa', 'no-such-verb']
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert 'no-such-verb' in done.stderr
+
+
 def test_public_names_resolve():
     for name in gfm_jepa.__all__:
         assert getattr(gfm_jepa, name) is not None

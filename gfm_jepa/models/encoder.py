@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError
 from ..modalities import Modality, resolve_all
 from .base import BaseEncoder, Batch
+from .block import Block
 from .patch_embed import PatchEmbed, order_encoding
 
 NUM_DEPTHS = 3  # blocks whose tokens `forward_depths` pools by default
@@ -91,7 +91,7 @@ class Tokens:
 
 
 class Encoder(BaseEncoder):
-    """Embed any subset of its modalities with one trunk of timm blocks.
+    """Embed any subset of its modalities with one trunk.
 
     Args:
         modalities: Modalities, known names, or mappings of `Modality` fields.
@@ -146,9 +146,7 @@ class Encoder(BaseEncoder):
             {m.name: PatchEmbed(m, embed_dim, sizes[m.name], stems[m.name]) for m in resolved}
         )
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate) for rate in rates
-        )
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.readout = nn.Linear(self.depths_dim, readout) if readout else None
         self.apply(_init_linear)

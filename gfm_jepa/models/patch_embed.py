@@ -209,7 +209,8 @@ class PatchEmbed(nn.Module):
         if stem not in STEMS:
             raise InputError(f'Unknown stem {stem!r}: expected one of {", ".join(STEMS)}.')
         self.stem = STEMS[stem](len(modality.bands), embed_dim, patch_size)
-        self.modality_vector = nn.Parameter(torch.randn(embed_dim) * 0.02)
+        self.modality_vector = nn.Parameter(torch.empty(embed_dim))
+        nn.init.trunc_normal_(self.modality_vector, std=0.02)
         self._warned = False
 
     def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:

@@ -1,9 +1,9 @@
 """The predictor: from context tokens to the latents of target blocks."""
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from .block import Block
 from .encoder import TokenLayout, _init_linear, take
 from .patch_embed import order_encoding, sincos_positions
 
@@ -39,9 +39,7 @@ class Predictor(nn.Module):
         self.embed = nn.Linear(embed_dim, predictor_dim)
         self.mask_token = nn.Parameter(torch.zeros(predictor_dim))
         self.modality_vectors = nn.Parameter(torch.randn(num_modalities, predictor_dim) * 0.02)
-        self.blocks = nn.ModuleList(
-            Block(predictor_dim, num_heads, qkv_bias=True) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(Block(predictor_dim, num_heads) for _ in range(depth))
         self.norm = nn.LayerNorm(predictor_dim, eps=1e-6)
         self.head = nn.Linear(predictor_dim, embed_dim)
         self.apply(_init_linear)

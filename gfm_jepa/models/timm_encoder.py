@@ -1,10 +1,12 @@
-"""Any timm model as an encoder of one modality, for the methods that compare views."""
+"""Any timm model as an encoder of one modality, for the methods that compare views.
+
+timm is imported when a model is built: it takes longer than loading weights of ours.
+"""
 
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import timm
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
@@ -216,6 +218,8 @@ class TimmEncoder(BaseEncoder):
 
 def _create(name: str, options: Mapping[str, Any], small_images: bool, pretrained: bool) -> Any:
     """Let timm build a model, of any input size where it can be."""
+    import timm
+
     if not timm.is_model(name):
         close = ', '.join(timm.list_models(f'*{name[:6]}*')[:5]) or 'resnet50, convnext_atto'
         raise InputError(f'timm has no model {name!r}; it has {close} and others.')
@@ -244,6 +248,8 @@ def _create(name: str, options: Mapping[str, Any], small_images: bool, pretraine
 
 def _build(name: str, *attempts: Mapping[str, Any]) -> Any:
     """Build with the first options that the model knows."""
+    import timm
+
     refused = ''
     for options in attempts:
         try:

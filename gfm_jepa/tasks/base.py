@@ -8,7 +8,6 @@ from typing import Any, Self
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from lightning_utilities.core.rank_zero import rank_zero_info
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -22,6 +21,7 @@ from ..metrics import effective_rank, embedding_std, gradient_norm, mean_cosine
 from ..modalities import resolve_all
 from ..models import BaseEncoder, Encoder, TimmEncoder, build_encoder
 from ..models.band_matching import format_matches, match_bands
+from ..models.block import Block
 from ..models.hub import from_pretrained
 from ..models.patch_embed import STEMS
 from ..models.projectors import span_ranks
