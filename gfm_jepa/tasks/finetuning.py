@@ -40,14 +40,14 @@ class Recipe:
     """
 
     epochs: int = 30
-    lr: float = 2e-3
-    layer_decay: float = 0.75
+    lr: float = 3e-3
+    layer_decay: float = 1.0
     batch_size: int = 64
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
     mixup: float = 0.0
-    fraction: float = 0.75
-    scale: float = 0.4
+    fraction: float = 1.0
+    scale: float = 0.5
     turns: bool = True
 
     def describe(self) -> str:
@@ -93,7 +93,7 @@ def finetune(
             EncoderConfig(weights=str(save_pretrained(encoder, start))),
             optimizer=OptimizerConfig(lr=recipe.lr, weight_decay=recipe.weight_decay, warmup=0.1),
             head=HeadConfig(
-                layer_decay=recipe.layer_decay, label_smoothing=recipe.label_smoothing,
+                features='depths', layer_decay=recipe.layer_decay, label_smoothing=recipe.label_smoothing,
                 mixup=recipe.mixup, multilabel=benchmark.multilabel, turns=recipe.turns,
             ),
             views=Views(num_global=1, global_scale=(recipe.scale, 1.0),
