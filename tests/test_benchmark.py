@@ -104,7 +104,7 @@ def test_fine_tuning_is_a_protocol_and_leaves_a_classifier(weights, eurosat, cap
     words = ('--protocols', 'finetune', '--epochs', '2', '--no-baselines')
     rows = run(weights, eurosat, *words)
     assert [r['protocol'] for r in rows] == ['finetune']
-    assert 'epochs=2 lr=0.002 layer_decay=0.75' in rows[0]['settings']
+    assert 'epochs=2 lr=0.003 layer_decay=1 ' in rows[0]['settings']
     table = ResultTable(Path('rows.csv'), resume=True)
     scores, _ = table.read_predictions(rows[0])
     model = load_classifier(Path('rows.heads') / table.name(rows[0]) / 'last.ckpt')

@@ -226,6 +226,9 @@ def test_the_config_fits_resumes_bit_for_bit_and_tests(eurosat, capfd):
     assert main(words('test', eurosat, start, save + 'whole', '--ckpt_path=auto',
                       *keep)) == 0  # fmt: skip
     assert 'test_accuracy' in capfd.readouterr().out
+    other = ('--model.head.features=embedding', f'--ckpt_path={half}')
+    assert main(words('test', eurosat, start, save + 'other', *other)) == 2
+    assert 'made by a task of other parts (3 tensors differ, first head' in capfd.readouterr().err
 
 
 def test_a_checkpoint_is_a_classifier_and_an_encoder(eurosat):
@@ -245,7 +248,7 @@ def test_a_checkpoint_is_a_classifier_and_an_encoder(eurosat):
     shares = model({'rgb': x})
     assert torch.allclose(shares, model({'rgb': torch.rot90(x.flip(-1), 1, (2, 3))}), atol=1e-5)
     assert torch.allclose(shares.sum(dim=1), torch.ones(4), atol=1e-5)
-    embedding = from_pretrained(path)({'rgb': x, 'gsd': {'rgb': 10.0}})
+    embedding = from_pretrained(path).forward_depths({'rgb': x, 'gsd': {'rgb': 10.0}})
     assert model.facts.turns  # as the config says; without it, the chip as it is
     model.facts = replace(model.facts, turns=False)
     assert torch.allclose(model.head(embedding).softmax(dim=1), model({'rgb': x}), atol=1e-6)

@@ -263,8 +263,20 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         checkpoint['hyper_parameters'] = plain(dict(checkpoint.get('hyper_parameters', {})))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the seed of the run that was broken off."""
+        """Go on with the seed of the run that was broken off.
+
+        Raises:
+            InputError: If the checkpoint's tensors are not those of this task.
+        """
         self._seed = checkpoint.get('seed')
+        own, found = self.state_dict(), checkpoint.get('state_dict', {})
+        alike = {k for k in own.keys() & found.keys() if own[k].shape == found[k].shape}
+        if found and (odd := sorted((own.keys() | found.keys()) - alike)):
+            raise InputError(
+                f'The checkpoint was made by a task of other parts ({len(odd)} tensors differ, '
+                f'first {odd[0]}); repeat the --model arguments of its run, or pass --config with '
+                f'the config.yaml of its log folder.'
+            )
 
     def total_steps(self) -> int:
         """Optimizer steps of the whole run; the command line sees to it that it has an end."""

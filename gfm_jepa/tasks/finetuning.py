@@ -93,8 +93,9 @@ def finetune(
             EncoderConfig(weights=str(save_pretrained(encoder, start))),
             optimizer=OptimizerConfig(lr=recipe.lr, weight_decay=recipe.weight_decay, warmup=0.1),
             head=HeadConfig(
-                features='depths', layer_decay=recipe.layer_decay, label_smoothing=recipe.label_smoothing,
-                mixup=recipe.mixup, multilabel=benchmark.multilabel, turns=recipe.turns,
+                features='depths', layer_decay=recipe.layer_decay,
+                label_smoothing=recipe.label_smoothing, mixup=recipe.mixup,
+                multilabel=benchmark.multilabel, turns=recipe.turns,
             ),
             views=Views(num_global=1, global_scale=(recipe.scale, 1.0),
                         global_fraction=recipe.fraction, gain=0.1, offset=0.1),
