@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -10,13 +11,15 @@ import torch
 from lightning.pytorch.cli import LightningCLI
 from small_weights import bundle, chips, make_bundle  # noqa: F401
 from torch import nn
+from torchgeo.datamodules import UCMercedDataModule
+from torchgeo.main import main as torchgeo_main
 from torchgeo.tasks import Classification, SemanticSegmentation
 
 import gfm_jepa
 from gfm_jepa import InputError, from_pretrained
 from gfm_jepa.modalities import RGB, S2_L2A
 from gfm_jepa.models.torchvision_weights import weights_of
-from gfm_jepa.torchgeo import main as torchgeo_main
+from gfm_jepa.torchgeo import RawUnits
 
 
 @pytest.mark.parametrize('order', ['import gfm_jepa, timm', 'import timm, gfm_jepa'])
@@ -161,7 +164,7 @@ model:
   class_path: torchgeo.tasks.Classification
   init_args: {model: gfm_jepa_nano, weights: true, in_channels: 3, num_classes: 10}
 data: {class_path: EuroSAT100DataModule}
-trainer: {logger: false, accelerator: cpu}
+trainer: {logger: false, accelerator: cpu, callbacks: [{class_path: gfm_jepa.torchgeo.RawUnits}]}
 """
 
 
@@ -179,3 +182,14 @@ def test_torchgeos_command_line_knows_our_models(monkeypatch, bundle):  # noqa: 
     model = built[0].model.eval()
     embedding = model.forward_head(model.forward_features(images), pre_logits=True)
     assert torch.allclose(embedding, from_pretrained('gfm-jepa-nano')({'rgb': images}), atol=1e-4)
+
+
+def test_raw_units_reach_the_model_and_other_augmentations_stay():
+    module = UCMercedDataModule()
+    images = torch.full((2, 3, 32, 32), 100.0)
+    assert module.aug({'image': images})['image'].max() < 1  # torchgeo divides by 255
+    RawUnits().setup(SimpleNamespace(datamodule=module), torch.nn.Linear(1, 1), 'fit')
+    changed = module.aug({'image': images})['image']
+    assert changed.shape == (2, 3, 256, 256)
+    assert torch.allclose(changed, torch.tensor(100.0))
+    RawUnits().setup(SimpleNamespace(datamodule=None), torch.nn.Linear(1, 1), 'fit')  # bare loaders

@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add('--save-head', type=Path, help='write encoder and linear head of the first weights here')
     add('--report', type=Path, help='folder for a page of the rows: HTML, PNG and CSV')
     add('--epochs', type=int, help='of fine-tuning; 30 by default')
-    add('--lr', type=float, help='of fine-tuning; 0.002 by default')
+    add('--lr', type=float, help='of fine-tuning; 0.003 by default')
     add('--batch-size', type=int, default=256, help='chips embedded at once')
     add('--num-workers', type=int, default=0, help='processes that read')
     add('--seed', type=int, default=0)
