@@ -7,15 +7,19 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from conftest import sensor
 from mapping import OPTICAL, RADAR, read, save_encoder, smooth, there
 
+from gfm_jepa import InputError, save_pretrained
 from gfm_jepa.cli import main
+from gfm_jepa.evaluation import pixel_change
 from gfm_jepa.evaluation.anomalies import shrunk_covariance
-from gfm_jepa.evaluation.change import ranking
+from gfm_jepa.evaluation.change import ranking, split_scores
 from gfm_jepa.evaluation.clusters import agreement
 from gfm_jepa.evaluation.embeddings import open_embeddings, sample
 from gfm_jepa.evaluation.prediction_errors import PredictionErrors
 from gfm_jepa.evaluation.search import Search, load
+from gfm_jepa.models import Encoder
 from gfm_jepa.tasks import IJEPA, EncoderConfig
 
 
@@ -154,6 +158,59 @@ def test_change_is_where_something_has_changed(halves, write_raster, capfd):
     assert main(['change', str(halves / 'map.tif'), str(halves / 'chips.parquet'), '-o',
                  str(halves / 'change.tif')]) == 2  # fmt: skip
     assert 'two .tif' in capfd.readouterr().err
+
+
+def test_pixels_of_two_scenes_are_compared_without_light_and_units(tmp_path, write_raster, capfd):
+    torch.manual_seed(0)
+    encoder = Encoder([sensor('optical', 3)], 8, 16, 1, 2, stem='conv').eval()
+    save_pretrained(encoder, tmp_path / 'weights')
+    before = smooth(3, 70, 90)
+    after = 3 * before + 40  # another unit
+    after[:, 20:40, 50:70] += 6 * before.std() * np.array([1, -1, 1], np.float32)[:, None, None]
+    mask = np.zeros((1, 70, 90))
+    mask[:, 20:40, 50:70] = 1
+    before[:, :5, :5] = np.nan
+    write_raster(tmp_path / 'before.tif', values=before, dtype='float32', nodata=np.nan)
+    write_raster(tmp_path / 'after.tif', values=after, dtype='float32', nodata=np.nan)
+    write_raster(tmp_path / 'mask.tif', values=mask, dtype='uint8')
+    scenes = tmp_path / 'before.tif', tmp_path / 'after.tif'
+    said = verb(capfd, 'change', *scenes, '--weights', tmp_path / 'weights', '-o',
+                tmp_path / 'change.tif', '--labels', tmp_path / 'mask.tif')  # fmt: skip
+    assert said['pixels']['auc'] > 0.99 and said['pixels']['f1'] > 0.9
+    values, _, _ = read(tmp_path / 'change.tif')
+    assert values.shape == (1, 70, 90)
+    assert np.isnan(values[0, :5, :5]).all() and np.isfinite(values).sum() == 70 * 90 - 25
+    assert main(['change', *map(str, scenes), '--weights', str(tmp_path / 'weights'), '-o',
+                 str(tmp_path / 'c.tif'), '--bands', 'b1']) == 2  # fmt: skip
+    assert '--modality' in capfd.readouterr().err
+
+
+def test_pixel_change_is_the_same_in_tiles_and_refuses_what_it_cannot(monkeypatch):
+    torch.manual_seed(0)
+    encoder = Encoder([sensor('optical', 3)], 8, 16, 1, 2, stem='conv').eval()
+    before, after = smooth(3, 61, 75), smooth(3, 61, 75, seed=1)
+    whole = pixel_change.pixel_change(encoder, 'optical', before, after)
+    monkeypatch.setattr(pixel_change, 'TILE', 32)
+    tiled = pixel_change.pixel_change(encoder, 'optical', before, after)
+    assert np.allclose(whole, tiled, atol=1e-4)
+    assert not np.allclose(whole, whole.mean(), atol=0.1)
+    with pytest.raises(InputError, match='twice the same ground'):
+        pixel_change.pixel_change(encoder, 'optical', before, after[:, 1:])
+    with pytest.raises(InputError, match='no place that has data at both dates'):
+        pixel_change.pixel_change(encoder, 'optical', before, np.full_like(after, np.nan))
+    linear = Encoder([sensor('optical', 3)], 8, 16, 1, 2, stem='linear')
+    with pytest.raises(InputError, match='has a linear stem'):
+        pixel_change.pixel_change(linear, 'optical', before, after)
+
+
+def test_a_threshold_without_labels_lies_between_two_kinds():
+    scores = np.r_[np.linspace(0, 1, 90), np.linspace(8, 9, 10), np.nan].astype(np.float32)
+    threshold = split_scores(scores)
+    assert 1 < threshold < 8
+    labels = np.r_[np.zeros(90, int), np.ones(9, int), 0, 1]
+    found = ranking(scores, labels)
+    assert found['f1'] == pytest.approx(2 * 9 / (10 + 9))  # one too many
+    assert found['threshold'] == threshold and found['places'] == 100
 
 
 def test_ranking_counts_pairs_in_order():

@@ -64,11 +64,15 @@ def _joined(
 
 
 def ranking(scores: NDArray[np.float32], labels: NDArray[np.integer]) -> dict[str, float]:
-    """How well scores rank the places that labels mark: area under the ROC curve.
+    """How well scores find the places that labels mark.
 
     Args:
         scores: (n,), NaN where there is none.
         labels: (n,), above 0 where marked, 0 where not, below 0 where not known.
+
+    Returns:
+        ``auc``, the area under the ROC curve; ``f1`` of the places above `split_scores`'s
+        ``threshold``, which no label chooses; ``places``, how many labels count.
 
     Raises:
         InputError: If places of both kinds are not there.
@@ -77,6 +81,29 @@ def ranking(scores: NDArray[np.float32], labels: NDArray[np.integer]) -> dict[st
     marked = labels[known] > 0
     if not marked.any() or marked.all():
         raise InputError('The labels mark all places, or none; the area under a curve needs both.')
-    from sklearn.metrics import roc_auc_score
+    from sklearn.metrics import f1_score, roc_auc_score
 
-    return {'auc': float(roc_auc_score(marked, scores[known])), 'places': len(marked)}
+    threshold = split_scores(scores)
+    return {
+        'auc': float(roc_auc_score(marked, scores[known])),
+        'f1': float(f1_score(marked, scores[known] > threshold)),
+        'threshold': threshold, 'places': len(marked),
+    }  # fmt: skip
+
+
+def split_scores(scores: NDArray[np.float32]) -> float:
+    """The threshold that splits scores into two classes, without labels.
+
+    It has the least variance within both, which is Otsu's criterion and that of k-means with two
+    centres.
+
+    Args:
+        scores: Any shape, NaN where there is none; at least one value.
+
+    Source: Otsu, "A threshold selection method from gray-level histograms" (1979).
+    """
+    from sklearn.cluster import KMeans
+
+    values = scores[np.isfinite(scores)].reshape(-1, 1)
+    centres = KMeans(2, n_init=1, init=np.percentile(values, [[5], [99]])).fit(values)
+    return float(centres.cluster_centers_.mean())

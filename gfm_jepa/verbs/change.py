@@ -3,19 +3,31 @@
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..evaluation.embeddings import EmbeddingMap
 
 
 def main(words: Sequence[str]) -> None:
     """Compare two maps."""
     parser = argparse.ArgumentParser(
         'gfm-jepa change', description='Difference of the features of two maps that `gfm-jepa '
-        'embed` wrote, on the grid of the first. The last line is JSON: with labels, the area '
-        'under the ROC curve of each score.',
+        'embed` wrote, on the grid of the first; with --weights of two scenes, pixel by pixel, '
+        'each date standardised. The last line is JSON: with labels, the area under the ROC curve '
+        'of each score, and F1 at a threshold that no label chooses.',
     )  # fmt: skip
     add = parser.add_argument
     add('before', type=Path, help='.tif of the earlier date')
     add('after', type=Path, help='.tif of the later date, of the same weights')
+    add('--weights', help='compare two scenes by the first stage of its stem, not two maps')
+    add('--modality', help='with --weights: of the scenes; the first of the weights by default')
+    add('--bands', nargs='+', help="with --weights: the modality's names of the scenes' bands")
     add('-o', '--output', type=Path, required=True, help='.tif')
     add('--labels', type=Path, help='raster that is above 0 where something has changed')
     add('--picture', type=Path, help='PNG; beside the output by default')
@@ -33,7 +45,10 @@ def main(words: Sequence[str]) -> None:
     if not isinstance(before, EmbeddingMap) or not isinstance(after, EmbeddingMap):
         raise InputError('Change is a difference of maps; give two .tif of embeddings.')
     require_like(args.output, before)
-    scores = change_maps(before, after)
+    if args.weights:
+        scores = {'pixels': _by_pixel(args, before, replace(after, like=before))}
+    else:
+        scores = change_maps(before, after)
     result = {}
     if args.labels:
         labels = read_on(before, args.labels, Resampling.mode).astype(int)
@@ -46,4 +61,27 @@ def main(words: Sequence[str]) -> None:
     print(json.dumps(result))
 
 
-_LABELS = {'cosine': '1 - cosine of both dates', 'difference': 'difference less its mean'}
+def _by_pixel(
+    args: argparse.Namespace, before: 'EmbeddingMap', after: 'EmbeddingMap'
+) -> 'NDArray[np.float32]':
+    """Scores of two scenes by place."""
+    from ..errors import InputError
+    from ..evaluation.pixel_change import bands_of, pixel_change
+    from ..models import Encoder
+    from ..models.hub import from_pretrained
+
+    wanted = args.modality and [args.modality]
+    bands = args.bands and {args.modality: args.bands}
+    if bands and not args.modality:
+        raise InputError('--bands are names of a modality; say which with --modality.')
+    encoder = from_pretrained(args.weights, modalities=wanted, bands=bands)
+    if not isinstance(encoder, Encoder):
+        raise InputError(f'{args.weights} is a timm model; compare maps of `gfm-jepa embed`.')
+    modality = args.modality or next(iter(encoder.modalities))
+    return pixel_change(encoder, modality, bands_of(before), bands_of(after)).ravel()
+
+
+_LABELS = {
+    'cosine': '1 - cosine of both dates', 'difference': 'difference less its mean',
+    'pixels': 'difference of standardised bands and responses',
+}  # fmt: skip
