@@ -12,7 +12,7 @@ LIGHTNING_VERBS = ('fit', 'validate', 'test', 'predict')
 # Each is a module of `verbs`, imported when it is asked for.
 VERBS = ('probe', 'benchmark', 'classify', 'dashboard', 'index', 'cache', 'explore', 'stats',
          'publish', 'embed', 'search', 'cluster', 'anomalies', 'change',
-         'look', 'demo')  # fmt: skip
+         'look', 'report', 'demo')  # fmt: skip
 
 USAGE = f"""gfm-jepa {__version__}: JEPA pretraining on any rasters
 
@@ -30,6 +30,7 @@ USAGE = f"""gfm-jepa {__version__}: JEPA pretraining on any rasters
   gfm-jepa embed WEIGHTS PATH... -o map.tif                           whole scenes: maps, chips
   gfm-jepa search | cluster | anomalies | change ...                  what to do with them
   gfm-jepa look WEIGHTS PATH... -o FOLDER                             what an encoder sees: figures
+  gfm-jepa report MAP.tif RUN rows.csv WEIGHTS -o page.html           one page to look at it all
   gfm-jepa demo                                                       the whole way on made-up tiles
 
 Each verb explains itself with --help."""
@@ -78,7 +79,7 @@ def _lightning(words: list[str]) -> None:
 def _ours(verb: str, words: list[str]) -> None:
     """Any other verb."""
     module = import_module(f'.verbs.{verb}', __package__)
-    if verb not in ('search', 'cluster', 'anomalies', 'change', 'look'):
+    if verb not in ('search', 'cluster', 'anomalies', 'change', 'look', 'report'):
         module.main(words)
         return
     from .data.raster_files import gdal

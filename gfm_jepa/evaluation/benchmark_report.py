@@ -18,7 +18,7 @@ from .benchmark_figures import (
     interval_bars,
     label_of,
 )
-from .explore_html import STYLE, figure, table
+from .explore_html import figure, page, table
 from .plots import confusion_matrix
 from .result_table import ResultTable, Row
 
@@ -37,17 +37,10 @@ def write_report(benchmarks: Sequence[Benchmark], results: ResultTable, folder: 
         The page.
     """
     make_folder(folder)
-    sections = [_section(b, results, folder) for b in benchmarks]
-    links = ''.join(f'<a href="#{escape(b.name)}">{escape(b.name)}</a>' for b in benchmarks)
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f'<title>gfm-jepa benchmark</title><style>{STYLE}</style></head><body>'
-        f'<a class="skip" href="#main">Skip to the results</a><nav>{links}</nav><main id="main">'
-        f'<h1>gfm-jepa benchmark</h1>{"".join(sections)}</main></body></html>\n'
-    )
+    sections = [(b.name, b.name, _section(b, results, folder)) for b in benchmarks]
+    html = page('gfm-jepa benchmark', sections)
     path = folder / 'index.html'
-    write_whole(path, page.encode())
+    write_whole(path, html.encode())
     return path
 
 
@@ -57,7 +50,7 @@ def _section(benchmark: Benchmark, results: ResultTable, folder: Path) -> str:
     rows = [r for r in results.rows if (r['dataset'], r['split_hash']) == (name, hashed)]
     if not rows:
         return f'<section id="{escape(name)}"><h2>{escape(name)}</h2><p>No rows.</p></section>'
-    parts = [_table(rows)]
+    parts = [result_table(rows)]
     if any(r['protocol'] in TITLES for r in rows):
         parts.append(figure(
             interval_bars(rows), folder / f'{name}_bars.png',
@@ -83,7 +76,7 @@ def _section(benchmark: Benchmark, results: ResultTable, folder: Path) -> str:
     )
 
 
-def _table(rows: Sequence[Row]) -> str:
+def result_table(rows: Sequence[Row]) -> str:
     """All results but single draws of few labels, of which the mean stands."""
     lines = []
     for row in (r for r in rows if r['protocol'] in TITLES):

@@ -59,7 +59,30 @@ def table(
 def figure(figure: 'Figure', path: Path, alt: str, caption: str) -> str:
     """Write a figure as PNG and embed the same bytes."""
     save(figure, path)
-    data = base64.b64encode(path.read_bytes()).decode()
+    return picture(path.read_bytes(), alt, caption)
+
+
+def page(title: str, sections: Sequence[tuple[str, str, str]], style: str = '') -> str:
+    """A whole page.
+
+    Args:
+        title: Of the page.
+        sections: Identifier, name in the navigation and HTML of each.
+        style: CSS beside the common one.
+    """
+    links = ''.join(f'<a href="#{escape(key)}">{escape(name)}</a>' for key, name, _ in sections)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f'<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body>'
+        f'<a class="skip" href="#main">Skip to the results</a><nav>{links}</nav><main id="main">'
+        f'<h1>{escape(title)}</h1>{"".join(html for _, _, html in sections)}</main></body></html>\n'
+    )
+
+
+def picture(png: bytes, alt: str, caption: str) -> str:
+    """Embed the bytes of a PNG."""
+    data = base64.b64encode(png).decode()
     return (
         f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
         f'<figcaption>{escape(caption)}</figcaption></figure>'
