@@ -40,7 +40,8 @@ fieldset{border:1px solid #999;margin:1rem 0}fieldset label{margin-right:1.2rem}
 .near text{fill:#fff;font-size:3px;text-anchor:middle}
 .chosen rect{fill:none;stroke:#000;stroke-width:1.4;outline:none}
 .cursor rect{fill:none;stroke:#d55e00;stroke-width:.8;stroke-dasharray:1}
-#found{list-style:none;padding:0}#found li{display:inline-block;margin:.5rem 1rem .5rem 0;max-width:11rem;vertical-align:top}
+#found{list-style:none;padding:0}
+#found li{display:inline-block;margin:.5rem 1rem .5rem 0;max-width:11rem;vertical-align:top}
 #found canvas{display:block;border:1px solid #666}
 .swatch{display:inline-block;width:1em;height:1em;margin:0 .3em 0 1em;border:1px solid #666}
 .bar{display:inline-block;width:12rem;height:1em;margin:0 .5em;border:1px solid #666}
