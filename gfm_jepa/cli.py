@@ -11,7 +11,7 @@ from .errors import InputError
 LIGHTNING_VERBS = ('fit', 'validate', 'test', 'predict')
 # Each is a module of `verbs`, imported when it is asked for.
 VERBS = ('probe', 'benchmark', 'classify', 'dashboard', 'index', 'cache', 'explore', 'stats',
-         'publish', 'embed', 'search', 'cluster', 'anomalies', 'change',
+         'publish', 'embed', 'segment', 'search', 'cluster', 'anomalies', 'change',
          'look', 'report', 'demo')  # fmt: skip
 
 USAGE = f"""gfm-jepa {__version__}: JEPA pretraining on any rasters
@@ -28,6 +28,7 @@ USAGE = f"""gfm-jepa {__version__}: JEPA pretraining on any rasters
   gfm-jepa stats PATH... --name my_sensor -o my_sensor.yaml           mean and std per band
   gfm-jepa publish WEIGHTS org/name --dry-run FOLDER                  weights, card: to the Hub
   gfm-jepa embed WEIGHTS PATH... -o map.tif                           whole scenes: maps, chips
+  gfm-jepa segment HEAD PATH... -o classes.tif                        a head over whole scenes
   gfm-jepa search | cluster | anomalies | change ...                  what to do with them
   gfm-jepa look WEIGHTS PATH... -o FOLDER                             what an encoder sees: figures
   gfm-jepa report MAP.tif RUN rows.csv WEIGHTS -o page.html           one page to look at it all

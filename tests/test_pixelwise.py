@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 
 from gfm_jepa import from_pretrained, save_pretrained
@@ -12,6 +13,7 @@ from gfm_jepa.errors import InputError
 from gfm_jepa.modalities import DEM, LULC, S1, S2_L2A
 from gfm_jepa.models import Encoder
 from gfm_jepa.models.pixel_heads import LinearPixels, UPerNetPixels
+from gfm_jepa.models.segmenter import load_segmenter
 from gfm_jepa.tasks import EncoderConfig, PixelHeadConfig, PixelwiseRegression, SemanticSegmentation
 from gfm_jepa.tasks.pixelwise import turn
 
@@ -78,6 +80,62 @@ def test_segments_held_out_places_that_lack_a_modality(places, weights, head, ca
     shown = capfd.readouterr().out
     line = next(line for line in shown.splitlines() if 'test_mean_iou' in line)
     assert float(line.replace('│', ' ').split()[-1]) > 0.8
+    segments_a_scene(path, places / '2')
+    assert main(['segment', str(path), str(places / '2/S2L2A.tif'), '-o', 'c.png']) == 2
+    assert main(['segment', weights + '/model.safetensors', str(places / '2'), '-o', 'c.tif']) == 2
+    said = capfd.readouterr().err.splitlines()[-2:]
+    assert 'should end in .tif' in said[0] and 'model.safetensors' in said[1]
+
+
+def segments_a_scene(path, place):
+    """The map of a scene: its classes on its grid, no data where there is none."""
+    with rasterio.open(place / 'S2L2A.tif') as file:
+        values, profile = file.read().astype('f4'), file.profile
+    values[:, :10, :20] = np.nan
+    profile.update(dtype='float32', nodata=np.nan)
+    with rasterio.open('scene.tif', 'w', **profile) as file:
+        file.write(values)
+        file.descriptions = list(S2_L2A.bands)
+    words = ['segment', str(path), 's2_l2a=scene.tif', '--window', '64']
+    assert main([*words, '-o', 'classes.tif']) == 0
+    assert main([*words, '-o', 'shares.tif', '--probabilities']) == 0
+    with (
+        rasterio.open('classes.tif') as file,
+        rasterio.open('shares.tif') as shares,
+        rasterio.open(place / 'LULC.tif') as truth,
+    ):
+        classes, real = file.read(1), truth.read(1)
+        assert file.dtypes == ('uint8',) and file.nodata == 255 and file.descriptions == ('lulc',)
+        assert (file.shape, file.transform) == (truth.shape, truth.transform)
+        assert (classes[:10, :20] == 255).all() and (classes == 255).sum() == 200
+        known = classes < 255
+        assert (classes[known] == real[known]).mean() > 0.85
+        share = shares.read()
+        assert np.allclose(share.sum(axis=0)[known], 1, atol=1e-4)
+        assert (share.argmax(axis=0)[known] == classes[known]).all()
+        assert np.isnan(share[:, ~known]).all()
+
+
+def test_a_quantity_is_mapped_in_its_unit(weights):
+    task = PixelwiseRegression(
+        [S2_L2A.to_dict(), DEM.to_dict()], 'dem', EncoderConfig(weights=weights)
+    )  # fmt: skip
+    saved = {'state_dict': task.state_dict()}
+    task.on_save_checkpoint(saved)
+    torch.save(saved, 'dem.ckpt')
+    model = load_segmenter('dem.ckpt')
+    batch = {'s2_l2a': torch.rand(2, 12, 32, 32) * 3000}
+    batch['s2_l2a'][0, :, :4, :4] = torch.nan
+    found = model.forward_feature_map(batch)
+    expected = task.eval().predict_step(batch, 0)
+    there = found.isfinite()
+    assert int((~there).sum()) == 16
+    assert torch.allclose(found[there], expected[there], rtol=1e-4, atol=1e-2)
+    assert model(batch).shape == (2, 1)
+    del saved['pixel_head']
+    torch.save(saved, 'bare.ckpt')
+    with pytest.raises(InputError, match='holds no head for pixels'):
+        load_segmenter('bare.ckpt')
 
 
 def test_regression_in_the_targets_unit(places, weights):

@@ -21,7 +21,7 @@ from .chip_tables import EmbeddedChips, write_chips
 from .ground_features import cell_size
 from .outputs import SIDE, EmbeddedMap, require_output, write_cog, write_zarr
 from .processes import one_thread_each, ranks
-from .projections import Projection, fit_projection
+from .projections import Likeliest, Projection, fit_projection
 from .scenes import Scene, find_scenes
 from .strips import Job, embed_strips
 from .tiling import Strip, Tiling, chip_strips
@@ -41,6 +41,7 @@ class EmbedSettings:
         pca: Principal components to write; all features by default.
         int8: Whether 8 bits are written of each value, with scale and offset.
         overwrite: Whether an output that is there may be replaced.
+        likeliest: Whether features are probabilities, of which the likeliest class is written.
 
     Raises:
         InputError: If a number cannot be.
@@ -53,6 +54,7 @@ class EmbedSettings:
     pca: int | None = None
     int8: bool = False
     overwrite: bool = False
+    likeliest: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -93,7 +95,8 @@ def embed(
         )
         kind = require_output(output, scenes)
         jobs = [_job(encoder, i, s, settings, kind == 'parquet') for i, s in enumerate(scenes)]
-        form = {'pca': settings.pca, 'int8': settings.int8, 'names': names and list(names)}
+        form = {'pca': settings.pca, 'int8': settings.int8, 'likeliest': settings.likeliest,
+                'names': names and list(names)}  # fmt: skip
         with Workspace(output, _fingerprint(encoder, scenes, settings, kind), form) as work:
             if rank == 0:
                 lines = [s.describe() for s in scenes[:20]]
@@ -164,9 +167,12 @@ def _write(
         for table in () if maps else chips:
             yield from (np.ascontiguousarray(values[:-1]) for _, values in table.pieces())
 
-    projection = fit_projection(
-        pieces, names or [f'd{i}' for i in range(dims)], settings.pca, settings.int8
-    )
+    if settings.likeliest:
+        projection: Projection = Likeliest(tuple(names or ['class']))
+    else:
+        projection = fit_projection(
+            pieces, names or [f'd{i}' for i in range(dims)], settings.pca, settings.int8
+        )
     explained = ', '.join(f'{x:.4f}' for x in projection.explained)
     tags |= {'explained_variance': explained} if explained else {}
     with work.result() as path:
@@ -213,5 +219,6 @@ def _fingerprint(
         'version': gfm_jepa.__version__, 'weights': weights_hash(encoder),
         'inputs': inputs, 'kind': kind,
         'device': next(encoder.parameters()).device.type, 'torch': torch.__version__,
-        **{k: v for k, v in asdict(settings).items() if k not in ('overwrite', 'pca', 'int8')},
+        **{k: v for k, v in asdict(settings).items()
+           if k not in ('overwrite', 'pca', 'int8', 'likeliest')},
     }  # fmt: skip

@@ -93,7 +93,8 @@ def write_cog(
                     target.write(values, window=window)
             rasterio.shutil.copy(
                 plain, path, driver='COG', blocksize=max(side, 128), compress='ZSTD', level=1,
-                predictor='YES', bigtiff='YES', interleave='TILE', resampling='AVERAGE',
+                predictor='YES', bigtiff='YES', interleave='TILE',
+                resampling=projection.overviews,
             )  # fmt: skip
             _require_whole(path)
     except (RasterioError, CPLE_BaseError) as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from ..data.raster_files import Float
 from ..errors import InputError
 
 NODATA_INT8 = -128
+NODATA_CLASS = 255
 Pieces = Callable[[], Iterable[Float]]
 
 
@@ -44,6 +46,11 @@ class Projection:
         """What stands where nothing is there."""
         return float('nan') if self.scale is None else NODATA_INT8
 
+    @property
+    def overviews(self) -> str:
+        """How GDAL makes coarser levels of the stored values."""
+        return 'AVERAGE'
+
     def linear(self, values: Float) -> Float:
         """Project (D, ...) to (K, ...), float32."""
         if self.components is None or self.mean is None:
@@ -53,7 +60,7 @@ class Projection:
         projected = components @ (flat - mean[:, None])
         return projected.float().numpy().reshape(len(components), *values.shape[1:])
 
-    def __call__(self, values: Float) -> NDArray[np.float32] | NDArray[np.int8]:
+    def __call__(self, values: Float) -> NDArray[Any]:
         """What is stored of (D, ...): (K, ...)."""
         projected = self.linear(values)
         if self.scale is None or self.offset is None:
@@ -63,6 +70,32 @@ class Projection:
         stored = np.clip(np.rint(steps), -127, 127)
         there = np.isfinite(stored)
         return np.where(there, stored, NODATA_INT8).astype(np.int8)
+
+
+@dataclass(frozen=True)
+class Likeliest(Projection):
+    """Probabilities become the number of the likeliest class, in 8 bits."""
+
+    @property
+    def dtype(self) -> str:
+        """Of the stored values."""
+        return 'uint8'
+
+    @property
+    def nodata(self) -> float:
+        """What stands where nothing is there."""
+        return NODATA_CLASS
+
+    @property
+    def overviews(self) -> str:
+        """Classes have no mean."""
+        return 'MODE'
+
+    def __call__(self, values: Float) -> NDArray[Any]:
+        """The likeliest class of (K, ...): (1, ...)."""
+        there = np.isfinite(values).all(axis=0)
+        likeliest = np.nan_to_num(values).argmax(axis=0)
+        return np.where(there, likeliest, NODATA_CLASS).astype(np.uint8)[None]
 
 
 def fit_projection(pieces: Pieces, names: Sequence[str], pca: int | None, int8: bool) -> Projection:

@@ -14,6 +14,29 @@ from .encoder import Encoder
 from .pyramid import STRIDES, FineMaps, map_width, scale_map
 
 
+def make_pixel_head(
+    kind: str, encoder: Encoder, modality: str, outputs: int, pixels: bool, width: int
+) -> nn.Module:
+    """Make a head by its name.
+
+    Args:
+        kind: ``linear`` or ``upernet``.
+        encoder: Whose features.
+        modality: Whose grid.
+        outputs: Channels that come out K.
+        pixels: Whether the linear head sees each pixel's bands.
+        width: Of UPerNet's decoder.
+
+    Raises:
+        InputError: If there is no such kind.
+    """
+    if kind == 'linear':
+        return LinearPixels(encoder, modality, outputs, pixels)
+    if kind == 'upernet':
+        return UPerNetPixels(encoder, modality, outputs, width)
+    raise InputError(f'Unknown head.kind {kind!r}: expected linear or upernet.')
+
+
 class LinearPixels(nn.Module):
     """A linear map of each pixel's token, between tokens bilinear, and of its own bands.
 

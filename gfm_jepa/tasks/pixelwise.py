@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from ..errors import InputError
 from ..modalities import Modality, resolve
 from ..models import Encoder
-from ..models.pixel_heads import LinearPixels, UPerNetPixels
+from ..models.pixel_heads import make_pixel_head
 from ..views import are_square, turned
 from .base import EncoderConfig, ModalitySpecs, OptimizerConfig, as_config
 from .supervised import SupervisedTask
@@ -88,13 +88,21 @@ class PixelTask(SupervisedTask):
         if not isinstance(self.encoder, Encoder):
             raise InputError('Pixels need our own encoder; for timm models take torchgeo.tasks.')
         first = self.inputs[0]['name']
-        if c.kind == 'linear':
-            head: Any = LinearPixels(self.encoder, first, self.outputs, c.pixels)
-        elif c.kind == 'upernet':
-            head = UPerNetPixels(self.encoder, first, self.outputs, c.width)
-        else:
-            raise InputError(f'Unknown head.kind {c.kind!r}: expected linear or upernet.')
+        head = make_pixel_head(c.kind, self.encoder, first, self.outputs, c.pixels, c.width)
         self.put_head(head)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the head is for, so that `gfm-jepa segment` loads it without this task."""
+        super().on_save_checkpoint(checkpoint)
+        c = self.head_config
+        checkpoint['pixel_head'] = {
+            'kind': c.kind, 'pixels': c.pixels, 'width': c.width, 'outputs': self.outputs,
+            'modality': self.inputs[0]['name'], 'target': self.target, **self.unit(),
+        }  # fmt: skip
+
+    def unit(self) -> dict[str, float | None]:
+        """Mean and standard deviation that answers are measured in; None for classes."""
+        return {'mean': None, 'std': None}
 
     def answer(self, batch: Mapping[str, Any]) -> Tensor:
         """Answers (B, K, H, W) on the grid of the first input."""
@@ -242,6 +250,10 @@ class PixelwiseRegression(PixelTask):
         self.put_metrics({
             'mae': MeanAbsoluteError(), 'rmse': MeanSquaredError(squared=False), 'r2': R2Score(),
         })  # fmt: skip
+
+    def unit(self) -> dict[str, float | None]:
+        """Of the target."""
+        return {'mean': float(self.target_mean), 'std': float(self.target_std)}
 
     def criterion(self, answers: Tensor, truth: Tensor) -> Tensor:
         """Mean Huber loss in standard deviations of the target."""

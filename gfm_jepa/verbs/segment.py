@@ -1,0 +1,44 @@
+"""`gfm-jepa segment`: a trained head for pixels over whole scenes."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(words: Sequence[str]) -> None:
+    """Map answers."""
+    parser = argparse.ArgumentParser(
+        'gfm-jepa segment', description='The answers of a head for pixels over whole scenes, '
+        'window by window, blended, in memory that does not grow with the scene: the likeliest '
+        'class of each pixel in 8 bits (255: no data), or a quantity in its unit.',
+    )  # fmt: skip
+    add = parser.add_argument
+    add('head', help='checkpoint of SemanticSegmentation or PixelwiseRegression')
+    add('inputs', nargs='+', help='rasters or folders; NAME=PATH states what')
+    add('-o', '--output', type=Path, required=True, help='.tif, or a folder for several scenes')
+    add('--window', type=int, help='pixels; 128 by default')
+    add('--overlap', type=int, help='pixels; a quarter of the window by default')
+    add('--batch-size', type=int, default=16, help='windows at once')
+    add('--probabilities', action='store_true', help='of each class, a band each')
+    add('--overwrite', action='store_true', help='replace what is there')
+    add('--device', default='cpu', help='such as cuda')
+    args = parser.parse_args(words)
+    from ..errors import InputError
+    from ..inference.embed import EmbedSettings, embed
+    from ..models.segmenter import load_segmenter
+    from .devices import place
+
+    if args.output.suffix not in ('.tif', '.tiff', ''):
+        raise InputError(f'{args.output} should end in .tif, or be a folder.')
+    model = load_segmenter(args.head)
+    classes = model.facts['mean'] is None
+    if args.probabilities and not classes:
+        raise InputError(f'{args.head} answers a quantity; leave out --probabilities.')
+    likeliest = classes and not args.probabilities
+    names = [f'class {i}' for i in range(model.embed_dim)] if args.probabilities else (
+        [model.facts['target']])  # fmt: skip
+    settings = EmbedSettings(
+        args.window, args.overlap, args.batch_size, model.facts['modality'],
+        overwrite=args.overwrite, likeliest=likeliest,
+    )  # fmt: skip
+    embed(place(model, args.device), args.inputs, args.output, settings, names=names)
