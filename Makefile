@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-.PHONY: demo test install clean
+.PHONY: demo test docs install clean
 
 demo: .venv/.installed
 	.venv/bin/gfm-jepa demo
@@ -10,6 +10,10 @@ test: .venv/.installed
 	.venv/bin/mypy
 	# Two processes of one thread each: two that both take both cores are ten times slower.
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --cov --cov-report=term
+
+docs: .venv/.installed
+	.venv/bin/pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --site-dir site
 
 install: .venv/.installed
 
@@ -26,4 +30,4 @@ install: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist site *.egg-info
