@@ -39,17 +39,17 @@ def attention(encoder: Encoder, batch: Batch, block: int = -1) -> tuple[Tensor, 
     module: Any = encoder.blocks[block].attn
     seen: dict[str, Any] = {}
 
-    def look(_: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        seen['x'], seen['mask'] = args[0], options.get('attn_mask')
+    def look(_: Any, args: tuple[Any, ...]) -> None:
+        seen['x'], seen['mask'] = args
 
-    handle = module.register_forward_pre_hook(look, with_kwargs=True)
+    handle = module.register_forward_pre_hook(look)
     try:
         with torch.inference_mode():
             tokens = encoder.forward_tokens(batch)
             x = seen['x']
             qkv = module.qkv(x).unflatten(2, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
-            query, key = module.q_norm(qkv[0]), module.k_norm(qkv[1])
-            scores = query @ key.mT * module.scale
+            query, key = qkv[0], qkv[1]
+            scores = query @ key.mT / query.shape[-1] ** 0.5
             if seen['mask'] is not None:
                 scores = scores.masked_fill(~seen['mask'], -torch.inf)
             return scores.softmax(dim=-1), tokens
