@@ -95,7 +95,7 @@ def attention_maps(
     spread[there] = torch.special.entr(heads).sum(dim=2).exp().mean(dim=0)
     figure, rows = _grid(2, 1 + len(heads))
     _raster(rows[0][0], encoder, batch, sample, modality)
-    _scores(figure, rows[1][0], on_grid(spread, tokens, sample, modality), 'patches attended to')
+    _scores(figure, rows[1][0], on_grid(spread, tokens, sample, modality), 'patches seen')
     for number, (head, mean) in enumerate(zip(one, heads.mean(dim=1), strict=True)):
         upper, lower = rows[0][number + 1], rows[1][number + 1]
         _scores(figure, upper, on_grid(head, tokens, sample, modality), f'head {number}', low=0)

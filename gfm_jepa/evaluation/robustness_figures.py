@@ -127,17 +127,17 @@ def coarsened(encoder: BaseEncoder, batch: Batch, factor: float) -> tuple[dict[s
     changed, gsd, ratios = {}, {}, []
     for name, raster in rasters.items():
         patch, (height, width) = encoder.patch_sizes[name], raster.shape[-2:]
-        size = [max(round(n / factor / patch), 1) * patch for n in (height, width)]
-        changed[name] = resample(raster, size)
-        ratios.append(math.sqrt(height * width / math.prod(size)))
+        rows, cols = (max(round(n / factor / patch), 1) * patch for n in (height, width))
+        changed[name] = resample(raster, (rows, cols))
+        ratios.append(math.sqrt(height * width / (rows * cols)))
         gsd[name] = _gsd(encoder, batch, name) * ratios[-1]
     return {**changed, 'gsd': gsd}, ratios[0]
 
 
-def resample(raster: Tensor, size: Sequence[int]) -> Tensor:
+def resample(raster: Tensor, size: tuple[int, int]) -> Tensor:
     """Average a raster (B, C, H, W) to a size; NaN where less than half of a pixel holds data."""
-    share = F.adaptive_avg_pool2d(raster.isfinite().float(), tuple(size))
-    total = F.adaptive_avg_pool2d(raster.nan_to_num(0.0), tuple(size))
+    share = F.adaptive_avg_pool2d(raster.isfinite().float(), size)
+    total = F.adaptive_avg_pool2d(raster.nan_to_num(0.0), size)
     return torch.where(share >= 0.5, total / share, torch.nan)
 
 
@@ -166,7 +166,7 @@ def draw_without_modalities(encoder: BaseEncoder, batch: Batch) -> 'Figure':
     for axes in (left, right):
         axes.set_xticks(range(len(names)), names)
         axes.set_xlabel('modality')
-        axes.legend(frameon=False, fontsize='small')
+        _legend(axes)
     figure.suptitle('One modality left out, or alone, against all together')
     return figure
 
@@ -197,7 +197,7 @@ def draw_coarser(
         right.plot(steps, [100 * a.found for a in found.values()], label=label, **style)
     for axes in (left, right):
         axes.set_xlabel(f'pixel of {name} (m); {gsd:.4g} m is as it came')
-        axes.legend(frameon=False, fontsize='small')
+        _legend(axes)
         axes.grid(alpha=0.3)
     figure.suptitle('Coarser pixels against those that came; bands: 10 to 90 % of the windows')
     return figure
@@ -217,6 +217,12 @@ def _panels(whole: Tensor) -> tuple['Figure', Any, Any]:
     right.set_ylim(0, 110)
     right.axhline(100 / len(whole), color='black', linestyle=':', label='by chance')
     return figure, left, right
+
+
+def _legend(axes: Any) -> None:
+    """Below the panel, where no point lies."""
+    axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False,
+                fontsize='small')  # fmt: skip
 
 
 def _whole(encoder: BaseEncoder, batch: Batch) -> Tensor:
