@@ -10,6 +10,7 @@ from gfm_jepa.evaluation.baselines import random_init
 from gfm_jepa.evaluation.readouts import add_readout, components
 from gfm_jepa.models import Encoder
 from gfm_jepa.models.timm_models import to_timm
+from gfm_jepa.tasks import EncoderConfig, VICReg
 
 OPTICAL, RELIEF = sensor('optical', 3), sensor('relief', 1)
 
@@ -99,3 +100,20 @@ def test_too_few_samples(encoder):
     read = add_readout(encoder, [batch_of(20)], width=8)
     with pytest.raises(InputError, match='A readout takes all tokens'):
         read(batch_of(2), torch.zeros(2, 3, dtype=torch.long))
+
+
+def test_a_readout_goes_where_stems_of_several_kinds_meet(tmp_path):
+    """It was fitted to statistics of the stem, which are pooled if all stems have the same."""
+    colours = sensor('colours', 3)
+    encoder = Encoder([colours], 8, 32, 2, 2, stem='conv').eval()
+    batches = [{'colours': torch.randn(64, 3, 32, 32)} for _ in range(4)]
+    folder = save_pretrained(add_readout(encoder, batches, width=16), tmp_path / 'read')
+    with pytest.warns(UserWarning, match='until a readout is fitted'):
+        task = VICReg(
+            [colours.to_dict(), sensor('relief', 1).to_dict()],
+            EncoderConfig(weights=str(folder), stem='linear'),
+        )
+    images = batches[0]['colours']
+    assert task.encoder.readout is None
+    expected = encoder({'colours': images})
+    assert torch.allclose(task.encoder.eval()({'colours': images}), expected, atol=1e-5)

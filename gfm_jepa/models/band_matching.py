@@ -1,5 +1,6 @@
 """Fit a trained encoder to other bands and sensors, by name: what is copied, what is new."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -207,14 +208,21 @@ def _new_patch_size(encoder: Encoder) -> int:
 def _rebuild(encoder: Encoder, matches: Sequence[Match], stems: Mapping[str, str]) -> Encoder:
     """The same trunk with other patch embedders."""
     sizes, fresh = encoder.patch_sizes, _new_patch_size(encoder)
-    new = Encoder.from_config(
-        {
-            **encoder.config,
-            'modalities': [m.modality for m in matches],
-            'patch_size': {m.modality.name: sizes.get(m.modality.name, fresh) for m in matches},
-            'stem': stems if len(set(stems.values())) > 1 else next(iter(stems.values())),
-        }
-    )
+    config = {
+        **encoder.config,
+        'modalities': [m.modality for m in matches],
+        'patch_size': {m.modality.name: sizes.get(m.modality.name, fresh) for m in matches},
+        'stem': stems if len(set(stems.values())) > 1 else next(iter(stems.values())),
+    }
+    new = Encoder.from_config(config)
+    if encoder.readout is not None and new.depths_dim != encoder.depths_dim:
+        warnings.warn(
+            f'The readout of the weights reads {encoder.depths_dim} pooled features, of which '
+            f'stems of several kinds leave {new.depths_dim}; the embedding is the mean over tokens '
+            f'now, until a readout is fitted (gfm_jepa.evaluation.readouts).',
+            stacklevel=3,
+        )
+        new = Encoder.from_config({**config, 'readout': None})
     new.blocks.load_state_dict(encoder.blocks.state_dict())
     new.norm.load_state_dict(encoder.norm.state_dict())
     if encoder.readout is not None and new.readout is not None:
