@@ -1,5 +1,7 @@
 """Figures of what goes on inside show what they say."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from test_maps import checkpoint
 from gfm_jepa import InputError
 from gfm_jepa.cli import main
 from gfm_jepa.evaluation import latent_figures as draw
+from gfm_jepa.evaluation import plane_figures as plane
 from gfm_jepa.evaluation.latents import attention, on_grid, pca_colours, stretch
 from gfm_jepa.evaluation.prediction_errors import PredictionErrors
 
@@ -74,14 +77,14 @@ def test_each_figure_is_drawn(seen, tmp_path):
     figures = {
         'components': draw.patch_components(encoder, batch),
         'attention': draw.attention_maps(encoder, batch, 'radar'),
-        'tsne': draw.tsne(torch.randn(30, 8), ['a', 'b', 'c'] * 10),
+        'tsne': plane.tsne(torch.randn(30, 8), ['a', 'b', 'c'] * 10),
         'neighbours': draw.neighbours([np.zeros((4, 4, 3))], [[(np.ones((4, 4, 3)), 0.5)] * 3]),
     }
-    assert [len(f.axes) for f in figures.values()] == [4, 5, 1, 4]
+    assert [len(f.axes) for f in figures.values()] == [4, 11, 1, 4]
     with pytest.raises(InputError, match='holds no data'):
         draw.attention_maps(encoder, batch, 'optical', (0.0, 0.0))
     with pytest.raises(InputError, match='at least 5'):
-        draw.tsne(torch.randn(4, 8))
+        plane.tsne(torch.randn(4, 8))
 
 
 def test_predicted_latents_show_the_mean_cosine(seen, tmp_path):
@@ -96,11 +99,36 @@ def test_predicted_latents_show_the_mean_cosine(seen, tmp_path):
     assert titles[3] == f'optical: cosine, mean {float(cosine.nanmean()):.3f}'
 
 
-def test_look_writes_all_of_them(tmp_path, write_raster):
+def test_look_writes_all_that_it_can(tmp_path, write_raster, capfd, monkeypatch):
     _, path = checkpoint(tmp_path)
     write_raster(tmp_path / 'in/optical.tif', values=smooth(3, 100, 100), dtype='float32')
     write_raster(tmp_path / 'in/radar.tif', values=smooth(2, 50, 50), gsd=20.0, dtype='float32')
     words = ['look', str(path), str(tmp_path / 'in'), '-o', str(tmp_path / 'figures')]
-    assert main([*words, '--window', '48', '--windows', '12']) == 0
-    names = sorted(p.name for p in (tmp_path / 'figures').iterdir())
-    assert names == ['attention.png', 'components.png', 'masks.png', 'predicted.png', 'tsne.png']
+    monkeypatch.setitem(sys.modules, 'umap', None)  # as if it were not installed
+    words += ['--window', '48', '--windows', '12']
+    assert main(words) == 0
+    assert 'umap is left out: UMAP is drawn by umap-learn' in capfd.readouterr().out
+    names = sorted(p.stem for p in (tmp_path / 'figures').iterdir())
+    assert names == ['attention', 'components', 'masks', 'modalities', 'predicted', 'resolution',
+                     'tsne']  # fmt: skip
+    assert main([*words, '--figures', 'umap']) == 2
+    said = capfd.readouterr().err
+    assert "pip install 'gfm-jepa[umap]'" in said and said.count('\n') == 1
+
+
+def test_look_draws_what_it_is_asked_for(tmp_path, write_raster, capfd):
+    save_encoder(tmp_path / 'weights')
+    write_raster(tmp_path / 'optical.tif', values=smooth(3, 100, 100), dtype='float32')
+    words = ['look', str(tmp_path / 'weights'), f'optical={tmp_path}/optical.tif', '-o',
+             str(tmp_path / 'figures'), '--window', '48']  # fmt: skip
+    assert main([*words, '--figures', 'resolution']) == 0
+    assert [p.name for p in (tmp_path / 'figures').iterdir()] == ['resolution.png']
+    assert main([*words, '--figures', 'modalities']) == 2
+    assert 'There is optical alone' in capfd.readouterr().err
+
+
+def test_umap_stands_beside_tsne():
+    pytest.importorskip('umap', reason='umap-learn is not installed: pip install gfm-jepa[umap]')
+    figure = plane.umap(torch.randn(30, 8), ['a', 'b', 'c'] * 10)
+    assert [a.get_title().split()[0] for a in figure.axes] == ['t-SNE', 'UMAP']
+    assert all(len(axes.collections) == 3 for axes in figure.axes)

@@ -9,6 +9,7 @@ import torch
 
 from gfm_jepa import from_pretrained, save_pretrained
 from gfm_jepa.cli import main
+from gfm_jepa.data.class_tags import class_names, colour_of
 from gfm_jepa.errors import InputError
 from gfm_jepa.modalities import DEM, LULC, S1, S2_L2A
 from gfm_jepa.models import Encoder
@@ -69,6 +70,7 @@ def test_segments_held_out_places_that_lack_a_modality(places, weights, head, ca
         f'--model.encoder.weights={weights}',
         f'--model.head={head}',
         '--model.optimizer.lr=0.03',
+        '--model.class_names=[bare, "bright, paved"]',
     )
     assert main(words('fit', places, *more, '--trainer.max_steps=24')) == 0
     path = next(Path('runs').rglob('last.ckpt'))
@@ -106,6 +108,9 @@ def segments_a_scene(path, place):
     ):
         classes, real = file.read(1), truth.read(1)
         assert file.dtypes == ('uint8',) and file.nodata == 255 and file.descriptions == ('lulc',)
+        assert class_names(file.tags()) == {0: 'bare', 1: 'bright, paved'}
+        assert [file.colormap(1)[i] for i in (0, 1)] == [colour_of(0), colour_of(1)]
+        assert shares.descriptions == ('bare', 'bright, paved')
         assert (file.shape, file.transform) == (truth.shape, truth.transform)
         assert (classes[:10, :20] == 255).all() and (classes == 255).sum() == 200
         known = classes < 255
@@ -136,6 +141,11 @@ def test_a_quantity_is_mapped_in_its_unit(weights):
     torch.save(saved, 'bare.ckpt')
     with pytest.raises(InputError, match='holds no head for pixels'):
         load_segmenter('bare.ckpt')
+
+
+def test_names_are_of_all_classes_or_none(weights):
+    with pytest.raises(InputError, match='1 class_names of 2 classes'):
+        SemanticSegmentation(SPECS, 2, encoder=EncoderConfig(weights=weights), class_names=['a'])
 
 
 def test_regression_in_the_targets_unit(places, weights):

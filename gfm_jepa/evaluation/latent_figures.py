@@ -67,7 +67,10 @@ def attention_maps(
     encoder: Encoder, batch: Batch, modality: str, at: tuple[float, float] = (0.5, 0.5),
     sample: int = 0, block: int = -1,
 ) -> 'Figure':  # fmt: skip
-    """Draw what one patch attends to, head by head.
+    """Draw what one patch attends to, head by head, and below what all patches do on average.
+
+    Bottom left is how many patches each patch attends to: the exponential of the entropy, mean
+    over heads.
 
     Args:
         encoder: In evaluation mode.
@@ -85,13 +88,20 @@ def attention_maps(
     row, col = (min(int(x * n), n - 1) for x, n in zip(at, numbers.shape, strict=True))
     if not np.isfinite(numbers[row, col]):
         raise InputError(f'The patch {row}, {col} of {modality} holds no data; take another.')
-    heads = weights[sample, :, int(numbers[row, col])]
-    figure, rows = _grid(1, 1 + len(heads))
+    there = tokens.valid[sample]
+    heads = weights[sample][:, there]  # (heads, patches that are there, K)
+    one = weights[sample, :, int(numbers[row, col])]
+    spread = torch.zeros(len(there), device=heads.device)
+    spread[there] = torch.special.entr(heads).sum(dim=2).exp().mean(dim=0)
+    figure, rows = _grid(2, 1 + len(heads))
     _raster(rows[0][0], encoder, batch, sample, modality)
-    for number, (axis, head) in enumerate(zip(rows[0][1:], heads, strict=True)):
-        image = on_grid(head, tokens, sample, modality)
-        _scores(figure, axis, image, f'head {number}', low=0)
-        axis.plot(col, row, 's', markersize=9, markerfacecolor='none', markeredgecolor='white')
+    _scores(figure, rows[1][0], on_grid(spread, tokens, sample, modality), 'patches seen')
+    for number, (head, mean) in enumerate(zip(one, heads.mean(dim=1), strict=True)):
+        upper, lower = rows[0][number + 1], rows[1][number + 1]
+        _scores(figure, upper, on_grid(head, tokens, sample, modality), f'head {number}', low=0)
+        upper.plot(col, row, 's', markersize=9, markerfacecolor='none', markeredgecolor='white')
+        _scores(figure, lower, on_grid(mean, tokens, sample, modality),
+                f'head {number}, of all', low=0)  # fmt: skip
     return figure
 
 
@@ -126,39 +136,6 @@ def hidden_by_masks(
         axis.imshow(image, interpolation='nearest')
         share = [float((own == k).float().mean()) for k in (1, 2)]
         axis.set_title(f'{name}: context {share[0]:.0%}, targets (blue) {share[1]:.0%}')
-    return figure
-
-
-def tsne(embeddings: Tensor, labels: Sequence[Any] | None = None, seed: int = 0) -> 'Figure':
-    """Draw embeddings (N, D) in the plane, neighbours beside each other, coloured by label.
-
-    Raises:
-        InputError: If there are fewer than five.
-
-    Source: van der Maaten & Hinton, "Visualizing data using t-SNE" (2008), as scikit-learn has it.
-    """
-    from matplotlib.figure import Figure
-    from sklearn.manifold import TSNE
-
-    if len(embeddings) < 5:
-        raise InputError(f'{len(embeddings)} embeddings are too few for t-SNE; give at least 5.')
-    perplexity = min(30.0, (len(embeddings) - 1) / 3)
-    placed = TSNE(2, perplexity=perplexity, init='pca', random_state=seed).fit_transform(
-        embeddings.float().cpu().numpy()
-    )
-    figure = Figure(figsize=(7, 5.5), layout='constrained')
-    axes = figure.subplots()
-    groups = np.array(['all'] * len(placed) if labels is None else list(map(str, labels)))
-    names = np.unique(groups)
-    marks = 'osv^D<>pP*X'
-    for number, name in enumerate(names):
-        x, y = placed[groups == name].T
-        axes.scatter(x, y, s=14, marker=marks[number % len(marks)], label=name)
-    if len(names) > 1:
-        figure.legend(loc='outside right upper', frameon=False)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_title(f't-SNE of {len(placed)} embeddings, perplexity {perplexity:.0f}')
     return figure
 
 

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.class_tags import COLOURS
 from .clusters import NONE
 from .embeddings import EmbeddingMap, Embeddings, Places
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Paul Tol's colours, which colour-blind readers tell apart; more clusters than that repeat them.
-COLOURS = ('#332288', '#88CCEE', '#44AA99', '#117733', '#999933', '#DDCC77', '#CC6677', '#882255',
-           '#AA4499', '#BBBBBB', '#000000', '#EE8866')  # fmt: skip
 MOST = 1500  # cells along a side that a picture shows
 
 

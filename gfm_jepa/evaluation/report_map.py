@@ -19,11 +19,11 @@ from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 
+from ..data.class_tags import class_names, colour_of
 from ..data.raster_files import reason
 from ..errors import InputError
 from .clusters import normalised, read_on
 from .embeddings import EmbeddingMap, sample
-from .map_figures import COLOURS
 
 MOST_CELLS = 20_000  # of a page: its vectors are 32 bytes each
 WIDTH = 32  # components of a vector
@@ -130,7 +130,7 @@ def _layer(embeddings: EmbeddingMap, path: Path, step: int) -> tuple[NDArray[np.
     """A raster as a picture on the map's cells, and its legend."""
     try:
         with rasterio.open(path) as source:
-            classes = source.dtypes[0] == 'uint8'
+            classes, names = source.dtypes[0] == 'uint8', class_names(source.tags())
     except RasterioError as error:
         raise InputError(f'{path} cannot be read ({reason(error)}).') from error
     how = Resampling.mode if classes else Resampling.average
@@ -139,14 +139,14 @@ def _layer(embeddings: EmbeddingMap, path: Path, step: int) -> tuple[NDArray[np.
     if not there.any():
         raise InputError(f'{path} has no data where {embeddings.path} has; give layers of it.')
     if classes:
-        kinds = np.unique(values[there]).astype(int)
-        colours = {k: COLOURS[i % len(COLOURS)] for i, k in enumerate(kinds)}
+        kinds = np.unique(values[there]).astype(int).tolist()
         picture = np.zeros((*values.shape, 4), np.uint8)
-        for kind, colour in colours.items():
-            picture[there & (values == kind)] = (*bytes.fromhex(colour[1:]), 255)
+        for kind in kinds:
+            picture[there & (values == kind)] = colour_of(kind)
         return picture, ''.join(
-            f'<span class="swatch" style="background:{c}"></span>{k}' for k, c in colours.items()
-        )
+            f'<span class="swatch" style="background:rgb{colour_of(kind)[:3]}"></span>'
+            f'{escape(names.get(kind, str(kind)))}' for kind in kinds
+        )  # fmt: skip
     low, high = np.percentile(values[there], (2, 98))
     share = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
     picture = (255 * colormaps['cividis'](np.nan_to_num(share))).astype(np.uint8)

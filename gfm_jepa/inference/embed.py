@@ -41,7 +41,8 @@ class EmbedSettings:
         pca: Principal components to write; all features by default.
         int8: Whether 8 bits are written of each value, with scale and offset.
         overwrite: Whether an output that is there may be replaced.
-        likeliest: Whether features are probabilities, of which the likeliest class is written.
+        likeliest: Names of the classes whose probabilities the features are, of which the
+            likeliest is written; empty for a class without a name.
 
     Raises:
         InputError: If a number cannot be.
@@ -54,7 +55,7 @@ class EmbedSettings:
     pca: int | None = None
     int8: bool = False
     overwrite: bool = False
-    likeliest: bool = False
+    likeliest: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -168,13 +169,12 @@ def _write(
             yield from (np.ascontiguousarray(values[:-1]) for _, values in table.pieces())
 
     if settings.likeliest:
-        projection: Projection = Likeliest(tuple(names or ['class']))
+        projection: Projection = Likeliest(tuple(names or ['class']), classes=settings.likeliest)
     else:
         projection = fit_projection(
             pieces, names or [f'd{i}' for i in range(dims)], settings.pca, settings.int8
         )
-    explained = ', '.join(f'{x:.4f}' for x in projection.explained)
-    tags |= {'explained_variance': explained} if explained else {}
+    tags |= projection.tags
     with work.result() as path:
         if kind == 'parquet':
             count = write_chips(path, chips, projection, tags)

@@ -88,6 +88,8 @@ def write_cog(
                 if projection.scale is not None and projection.offset is not None:
                     target.scales = projection.scale.tolist()
                     target.offsets = projection.offset.tolist()
+                if projection.colours:
+                    target.write_colormap(1, projection.colours)
                 for cells, values in blocks:
                     window = Window(cells.left, cells.top, cells.width, cells.height)
                     target.write(values, window=window)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..data.class_tags import class_tags, colour_of
 from ..data.raster_files import Float
 from ..errors import InputError
 
@@ -51,6 +52,17 @@ class Projection:
         """How GDAL makes coarser levels of the stored values."""
         return 'AVERAGE'
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """What a file says of the values."""
+        return {'explained_variance': ', '.join(f'{x:.4f}' for x in self.explained)} if (
+            self.explained) else {}  # fmt: skip
+
+    @property
+    def colours(self) -> dict[int, tuple[int, int, int, int]]:
+        """Red, green, blue and opacity by stored value, 0 to 255; none for what is a range."""
+        return {}
+
     def linear(self, values: Float) -> Float:
         """Project (D, ...) to (K, ...), float32."""
         if self.components is None or self.mean is None:
@@ -74,7 +86,13 @@ class Projection:
 
 @dataclass(frozen=True)
 class Likeliest(Projection):
-    """Probabilities become the number of the likeliest class, in 8 bits."""
+    """Probabilities become the number of the likeliest class, in 8 bits.
+
+    Attributes:
+        classes: Names by number, empty for a class without one.
+    """
+
+    classes: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> str:
@@ -90,6 +108,16 @@ class Likeliest(Projection):
     def overviews(self) -> str:
         """Classes have no mean."""
         return 'MODE'
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Names of the classes."""
+        return class_tags(self.classes)
+
+    @property
+    def colours(self) -> dict[int, tuple[int, int, int, int]]:
+        """A colour a class."""
+        return {i: colour_of(i) for i in range(len(self.classes))}
 
     def __call__(self, values: Float) -> NDArray[Any]:
         """The likeliest class of (K, ...): (1, ...)."""

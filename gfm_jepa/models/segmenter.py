@@ -23,7 +23,8 @@ class Segmenter(BaseEncoder):
         encoder: Embeds.
         head: Of `gfm_jepa.models.pixel_heads`.
         facts: What the head is for: ``kind``, ``modality`` (whose grid the answer is on),
-            ``outputs``, ``target``; and ``mean`` and ``std`` of a quantity, None for classes.
+            ``outputs``, ``target``, ``classes`` (their names, if they have any); and ``mean`` and
+            ``std`` of a quantity, None for classes.
     """
 
     def __init__(self, encoder: Encoder, head: nn.Module, facts: dict[str, Any]) -> None:

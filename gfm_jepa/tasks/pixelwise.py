@@ -1,6 +1,6 @@
 """Answers for every pixel, from several modalities: classes, or a quantity."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ class PixelTask(SupervisedTask):
     """
 
     outputs = 1
+    class_names: Sequence[str] = ()
     head_config: PixelHeadConfig
 
     def __init__(
@@ -97,7 +98,8 @@ class PixelTask(SupervisedTask):
         c = self.head_config
         checkpoint['pixel_head'] = {
             'kind': c.kind, 'pixels': c.pixels, 'width': c.width, 'outputs': self.outputs,
-            'modality': self.inputs[0]['name'], 'target': self.target, **self.unit(),
+            'modality': self.inputs[0]['name'], 'target': self.target,
+            'classes': self.class_names, **self.unit(),
         }  # fmt: skip
 
     def unit(self) -> dict[str, float | None]:
@@ -165,9 +167,11 @@ class SemanticSegmentation(PixelTask):
         encoder: Which encoder; its `weights` are what to start from.
         optimizer: How to train.
         head: How the head is made.
+        class_names: By number, for the tags of maps; none, or one a class.
 
     Raises:
-        InputError: If the target is not among the modalities, or has other values.
+        InputError: If the target is not among the modalities, or has other values, or there are
+            more or fewer names than classes.
     """
 
     monitor = 'val_mean_iou'
@@ -181,8 +185,14 @@ class SemanticSegmentation(PixelTask):
         encoder: EncoderConfig = EncoderConfig(stem='conv'),
         optimizer: OptimizerConfig = OptimizerConfig(),
         head: PixelHeadConfig = PixelHeadConfig(),
+        class_names: Sequence[str] = (),
     ) -> None:
-        self.outputs = num_classes
+        if len(class_names) not in (0, num_classes):
+            raise InputError(
+                f'There are {len(class_names)} class_names of {num_classes} classes; name all or '
+                f'none.'
+            )
+        self.outputs, self.class_names = num_classes, list(class_names)
         super().__init__(modalities, target, encoder, optimizer, head)
 
     def configure_metrics(self) -> None:

@@ -10,7 +10,8 @@ def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         'gfm-jepa segment', description='The answers of a head for pixels over whole scenes, '
         'window by window, blended, in memory that does not grow with the scene: the likeliest '
-        'class of each pixel in 8 bits (255: no data), or a quantity in its unit.',
+        'class of each pixel in 8 bits (255: no data; names are tags, class_0 and so on), or a '
+        'quantity in its unit.',
     )  # fmt: skip
     add = parser.add_argument
     add('head', help='checkpoint of SemanticSegmentation or PixelwiseRegression')
@@ -34,8 +35,9 @@ def main(words: Sequence[str]) -> None:
     classes = model.facts['mean'] is None
     if args.probabilities and not classes:
         raise InputError(f'{args.head} answers a quantity; leave out --probabilities.')
-    likeliest = classes and not args.probabilities
-    names = [f'class {i}' for i in range(model.embed_dim)] if args.probabilities else (
+    known = model.facts.get('classes') or [''] * model.embed_dim
+    likeliest = tuple(known) if classes and not args.probabilities else ()
+    names = [n or f'class {i}' for i, n in enumerate(known)] if args.probabilities else (
         [model.facts['target']])  # fmt: skip
     settings = EmbedSettings(
         args.window, args.overlap, args.batch_size, model.facts['modality'],
