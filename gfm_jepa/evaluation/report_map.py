@@ -15,7 +15,7 @@ from affine import Affine
 from matplotlib import colormaps
 from matplotlib.image import imsave
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
+from rasterio.enums import MaskFlags, Resampling
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 
@@ -31,12 +31,13 @@ APART = 3  # cells: what lies closer to a place is no news
 FINEST = 1024  # pixels of a picture's longer side
 RED_GREEN_BLUE = (('B04', 'red'), ('B03', 'green'), ('B02', 'blue'))
 
-STYLE = """.card th,.card td{text-align:left;vertical-align:top}
+STYLE = """.card{overflow-x:auto}.card th,.card td{text-align:left;vertical-align:top}
 @media(min-width:64rem){#atlas{display:grid;grid-template-columns:minmax(0,1fr) 22rem;gap:1rem}}
 #map{position:relative;line-height:0;background:#ddd;cursor:crosshair}
 #map img{width:100%;image-rendering:pixelated}
 #map svg{position:absolute;inset:0;width:100%;height:100%;overflow:visible}
-fieldset{border:1px solid #999;margin:1rem 0}fieldset label{margin-right:1.2rem}
+fieldset{border:1px solid #999;margin:1rem 0}
+fieldset label{display:inline-block;margin-right:1.2rem}
 .near circle{fill:#000;stroke:#fff;stroke-width:.5}
 .near text{fill:#fff;font-size:3px;text-anchor:middle}
 rect{fill:none}.chosen .halo{stroke:#fff;stroke-width:1.6}.chosen rect{stroke:#000;stroke-width:.8}
@@ -187,8 +188,9 @@ def _scene(embeddings: EmbeddingMap, path: Path, step: int) -> NDArray[np.uint8]
     try:
         with (
             rasterio.open(path) as source,
+            # Beyond a raster that states no nodata, only an alpha band says that nothing is there.
             WarpedVRT(source, crs=grid.crs, transform=transform, width=width, height=height,
-                      resampling=Resampling.average) as warped,
+                      resampling=Resampling.average, add_alpha=_opaque(source)) as warped,
         ):  # fmt: skip
             known = {(d or '').lower(): i + 1 for i, d in enumerate(source.descriptions)}
             named = [next((known[n.lower()] for n in names if n.lower() in known), 0)
@@ -207,6 +209,11 @@ def _scene(embeddings: EmbeddingMap, path: Path, step: int) -> NDArray[np.uint8]
     picture[..., :3] = np.nan_to_num(255 * share).transpose(1, 2, 0)
     picture[..., 3] = 255 * there
     return picture
+
+
+def _opaque(source: rasterio.DatasetReader) -> bool:
+    """Whether a raster has neither nodata nor a mask."""
+    return all(flags == [MaskFlags.all_valid] for flags in source.mask_flag_enums)
 
 
 def _png(picture: NDArray[np.uint8]) -> str:
