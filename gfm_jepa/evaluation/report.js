@@ -2,7 +2,9 @@
 'use strict';
 const data = JSON.parse(document.getElementById('map-data').textContent);
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
-const vectors = new Int8Array(bytes(data.vectors)); // one row of data.width a place
+// One row of data.width a place; each component has a scale and an offset of its own.
+const vectors = Float32Array.from(new Int8Array(bytes(data.vectors)),
+  (value, i) => value * data.scale[i % data.width] + data.offset[i % data.width]);
 const cells = new Uint32Array(bytes(data.cells)); // cell of each row, row by row of the map
 const lon = new Float32Array(bytes(data.lon));
 const lat = new Float32Array(bytes(data.lat));
@@ -21,19 +23,29 @@ function lengthOf(row) {
 }
 const lengths = Float32Array.from(cells, (_, row) => lengthOf(row));
 
-// The most similar places by cosine, none of them closer than data.apart cells.
+// The most similar places by cosine, none closer than data.apart cells to the place or another.
 function neighbours(row, count) {
-  const [y, x] = placeOf(row);
   const scores = [];
   for (let other = 0; other < cells.length; other++) {
-    const [v, u] = placeOf(other);
-    if (Math.max(Math.abs(v - y), Math.abs(u - x)) < data.apart) continue;
+    if (apart(row, other) < data.apart) continue;
     let dot = 0;
     for (let d = 0; d < data.width; d++)
       dot += vectors[row * data.width + d] * vectors[other * data.width + d];
     scores.push([dot / (lengths[row] * lengths[other]), other]);
   }
-  return scores.sort((a, b) => b[0] - a[0]).slice(0, count);
+  scores.sort((a, b) => b[0] - a[0]);
+  const kept = [];
+  for (const [score, other] of scores) {
+    if (kept.length === count) break;
+    if (kept.every(([, near]) => apart(other, near) >= data.apart)) kept.push([score, other]);
+  }
+  return kept;
+}
+
+// Cells between two places, along the axis where they are further apart.
+function apart(one, other) {
+  const [y, x] = placeOf(one), [v, u] = placeOf(other);
+  return Math.max(Math.abs(v - y), Math.abs(u - x));
 }
 
 function placeOf(row) {
@@ -45,7 +57,7 @@ function mark(kind, y, x, text) {
   shape.setAttribute('class', kind);
   shape.setAttribute('transform', `translate(${x + 0.5} ${y + 0.5}) scale(${data.columns / 100})`);
   shape.innerHTML = kind === 'near' ? `<circle r="2.4"/><text y="1">${text}</text>`
-    : '<rect x="-2" y="-2" width="4" height="4"/>';
+    : '<rect class="halo" x="-2" y="-2" width="4" height="4"/><rect x="-2" y="-2" width="4" height="4"/>';
   marks.append(shape);
 }
 
@@ -89,7 +101,7 @@ function choose(y, x) {
   found.replaceChildren(...neighbours(row, data.count).map(([score, other], i) => {
     const item = document.createElement('li');
     const text = document.createElement('span');
-    text.textContent = `${i + 1}: cosine ${score.toFixed(3)} at ${describe(other)}`;
+    text.textContent = `${i + 1}: cosine ${score.toFixed(4)} at ${describe(other)}`;
     item.dataset.cell = cells[other];
     item.dataset.cosine = score;
     item.append(thumbnail(...placeOf(other)), text);

@@ -15,7 +15,7 @@ from affine import Affine
 from matplotlib import colormaps
 from matplotlib.image import imsave
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
+from rasterio.enums import MaskFlags, Resampling
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 
@@ -31,18 +31,21 @@ APART = 3  # cells: what lies closer to a place is no news
 FINEST = 1024  # pixels of a picture's longer side
 RED_GREEN_BLUE = (('B04', 'red'), ('B03', 'green'), ('B02', 'blue'))
 
-STYLE = """.card th,.card td{text-align:left;vertical-align:top}
-#map{position:relative;line-height:0;max-width:56rem;background:#ddd;cursor:crosshair}
+STYLE = """.card{overflow-x:auto}.card th,.card td{text-align:left;vertical-align:top}
+@media(min-width:64rem){#atlas{display:grid;grid-template-columns:minmax(0,1fr) 22rem;gap:1rem}}
+#map{position:relative;line-height:0;background:#ddd;cursor:crosshair}
 #map img{width:100%;image-rendering:pixelated}
-#map svg{position:absolute;inset:0;width:100%;height:100%}
-fieldset{border:1px solid #999;margin:1rem 0}fieldset label{margin-right:1.2rem}
+#map svg{position:absolute;inset:0;width:100%;height:100%;overflow:visible}
+fieldset{border:1px solid #999;margin:1rem 0}
+fieldset label{display:inline-block;margin-right:1.2rem}
 .near circle{fill:#000;stroke:#fff;stroke-width:.5}
 .near text{fill:#fff;font-size:3px;text-anchor:middle}
-.chosen rect{fill:none;stroke:#000;stroke-width:1.4;outline:none}
-.cursor rect{fill:none;stroke:#d55e00;stroke-width:.8;stroke-dasharray:1}
-#found{list-style:none;padding:0}
-#found li{display:inline-block;margin:.5rem 1rem .5rem 0;max-width:11rem;vertical-align:top}
-#found canvas{display:block;border:1px solid #666}
+rect{fill:none}.chosen .halo{stroke:#fff;stroke-width:1.6}.chosen rect{stroke:#000;stroke-width:.8}
+.cursor .halo{stroke:#000;stroke-width:1.6}
+.cursor rect{stroke:#fff;stroke-width:.8;stroke-dasharray:1}
+#found{list-style:none;padding:0;margin:0;font-size:.85rem}
+#found li{display:grid;grid-template-columns:auto 1fr;gap:.7rem;margin:0 0 .5rem}
+#found canvas{border:1px solid #666}
 .swatch{display:inline-block;width:1em;height:1em;margin:0 .3em 0 1em;border:1px solid #666}
 .bar{display:inline-block;width:12rem;height:1em;margin:0 .5em;border:1px solid #666}
 """
@@ -58,8 +61,8 @@ def map_section(
             shown, 20,000 at most.
         scene: Raster that is shown as red, green and blue: by the names of its bands, else its
             first three.
-        layers: GeoTIFFs by name. Whole numbers of 8 bits are classes, all else is a range; the
-            first band counts.
+        layers: GeoTIFFs by name. Three bands or more are shown as the scene is; of fewer the first
+            counts: whole numbers of 8 bits are classes, all else is a range.
 
     Raises:
         InputError: If a file cannot be read, or no cell holds data.
@@ -78,10 +81,11 @@ def map_section(
     at = embeddings.positions(places)
     row, col = np.divmod(places, width)
     columns = -(-width // step)
+    vectors, scale, offset = _eight_bits(normalised(values @ basis))
     payload = {
         'rows': -(-height // step), 'columns': columns, 'step': step, 'width': basis.shape[1],
         'apart': APART, 'count': 8, 'thumbnail': max(3, 12 // step),
-        'vectors': _text(np.round(normalised(values @ basis) * 127).astype('i1')),
+        'vectors': _text(vectors), 'scale': scale.tolist(), 'offset': offset.tolist(),
         'cells': _text((row // step * columns + col // step).astype('<u4')),
         'lon': _text(at[:, 0].astype('<f4')), 'lat': _text(at[:, 1].astype('<f4')),
     }  # fmt: skip
@@ -102,6 +106,18 @@ def _vectors(
     # Not centred, so that products of what is kept stay cosines.
     _, vectors = np.linalg.eigh(values.T.astype(np.float64) @ values)
     return values, places, vectors[:, ::-1][:, :WIDTH].astype(np.float32)
+
+
+def _eight_bits(
+    values: NDArray[np.float32],
+) -> tuple[NDArray[np.int8], NDArray[np.float64], NDArray[np.float64]]:
+    """Vectors (n, K) as 8 bits, with the scale and offset (K,) of each component's own range.
+
+    One range for all would round away what tells places apart where their cosines are near 1.
+    """
+    low, high = values.min(axis=0).astype(float), values.max(axis=0).astype(float)
+    scale, offset = np.maximum(high - low, 1e-9) / 254, (high + low) / 2
+    return np.round((values - offset) / scale).astype('i1'), scale, offset
 
 
 def _on(places: NDArray[np.int64], width: int, step: int) -> NDArray[np.bool_]:
@@ -130,9 +146,12 @@ def _layer(embeddings: EmbeddingMap, path: Path, step: int) -> tuple[NDArray[np.
     """A raster as a picture on the map's cells, and its legend."""
     try:
         with rasterio.open(path) as source:
+            coloured = source.count >= 3
             classes, names = source.dtypes[0] == 'uint8', class_names(source.tags())
     except RasterioError as error:
         raise InputError(f'{path} cannot be read ({reason(error)}).') from error
+    if coloured:
+        return _scene(embeddings, path, step), escape(path.name)
     how = Resampling.mode if classes else Resampling.average
     values = embeddings.image(read_on(embeddings, path, how))[::step, ::step]
     there = np.isfinite(values) & (values != -1)
@@ -169,8 +188,9 @@ def _scene(embeddings: EmbeddingMap, path: Path, step: int) -> NDArray[np.uint8]
     try:
         with (
             rasterio.open(path) as source,
+            # Beyond a raster that states no nodata, only an alpha band says that nothing is there.
             WarpedVRT(source, crs=grid.crs, transform=transform, width=width, height=height,
-                      resampling=Resampling.average) as warped,
+                      resampling=Resampling.average, add_alpha=_opaque(source)) as warped,
         ):  # fmt: skip
             known = {(d or '').lower(): i + 1 for i, d in enumerate(source.descriptions)}
             named = [next((known[n.lower()] for n in names if n.lower() in known), 0)
@@ -189,6 +209,11 @@ def _scene(embeddings: EmbeddingMap, path: Path, step: int) -> NDArray[np.uint8]
     picture[..., :3] = np.nan_to_num(255 * share).transpose(1, 2, 0)
     picture[..., 3] = 255 * there
     return picture
+
+
+def _opaque(source: rasterio.DatasetReader) -> bool:
+    """Whether a raster has neither nodata nor a mask."""
+    return all(flags == [MaskFlags.all_valid] for flags in source.mask_flag_enums)
 
 
 def _png(picture: NDArray[np.uint8]) -> str:
@@ -216,17 +241,20 @@ def _html(
         legends.append(f'<p data-layer="{label}"{hidden}>{label}: {legend}</p>')
     ordinal = {1: '', 2: '2nd ', 3: '3rd '}.get(step, f'{step}th ')
     every = f', every {ordinal}row and column shown' if step > 1 else ''
+    shape = 85 * payload['columns'] / payload['rows']  # the whole map on one screen
     script = files(__package__).joinpath('report.js').read_text()
     text = json.dumps(payload).replace('<', '\\u003c')
     return (
         f'<section id="map-section"><h2>Map</h2><p>{escape(title)}{every}. Click a place, or move '
         f'with the arrow keys (Shift: ten cells) and press Enter: the {payload["count"]} most '
-        f'similar places that lie at least {APART} cells away are numbered.</p>'
+        f'similar places, at least {APART} cells from it and from each other, are numbered.</p>'
         f'<fieldset><legend>Layer</legend>{"".join(choices)}</fieldset>'
-        f'<div id="map" tabindex="0" role="application" aria-label="Map: arrow keys move, Enter '
+        f'<div id="atlas"><div><div id="map" style="max-width:min(56rem,{shape:.0f}vh)" '
+        f'tabindex="0" role="application" aria-label="Map: arrow keys move, Enter '
         f'finds similar places">{"".join(pictures)}<svg id="marks" aria-hidden="true" '
         f'viewBox="0 0 {payload["columns"]} {payload["rows"]}" preserveAspectRatio="none"></svg>'
-        f'</div>{"".join(legends)}<p id="said" aria-live="polite"></p><ol id="found"></ol>'
+        f'</div>{"".join(legends)}</div>'
+        f'<div><p id="said" aria-live="polite"></p><ol id="found"></ol></div></div>'
         f'<script type="application/json" id="map-data">{text}</script>'
         f'<script>{script}</script></section>'
     )
