@@ -14,7 +14,7 @@ from gfm_jepa import InputError, save_pretrained
 from gfm_jepa.cli import main
 from gfm_jepa.evaluation import pixel_change
 from gfm_jepa.evaluation.anomalies import shrunk_covariance
-from gfm_jepa.evaluation.change import ranking, split_scores
+from gfm_jepa.evaluation.change import otsu, ranking
 from gfm_jepa.evaluation.clusters import agreement
 from gfm_jepa.evaluation.embeddings import open_embeddings, sample
 from gfm_jepa.evaluation.prediction_errors import PredictionErrors
@@ -150,9 +150,15 @@ def test_change_is_where_something_has_changed(halves, write_raster, capfd):
     mask[:, 128:160, 192:224] = 1
     write_raster(halves / 'mask.tif', values=mask, dtype='uint8')
     said = verb(capfd, 'change', halves / 'map.tif', halves / 'later.tif', '-o',
-                halves / 'change.tif', '--labels', halves / 'mask.tif')  # fmt: skip
-    assert said['cosine']['auc'] > 0.95 and said['difference']['auc'] > 0.95
+                halves / 'change.tif', '--labels', halves / 'mask.tif', '--mask',
+                halves / 'changed.tif', '--score', 'difference')  # fmt: skip
+    assert all(said[k]['auc'] > 0.95 for k in ('cosine', 'difference', 'standardised'))
+    assert 0.5 < said['difference']['f1'] <= said['difference']['best_f1'] <= 1
     values, _, _ = read(halves / 'change.tif')
+    with rasterio.open(halves / 'changed.tif') as file:
+        changed = file.read(1)
+    assert np.array_equal(changed == 255, np.isnan(values[1])) and (changed == 255).any()
+    assert np.array_equal(changed == 1, values[1] > np.float32(said['difference']['threshold']))
     assert np.isnan(values[:, :2, :2]).all() and there(values)[2:].all()
     capfd.readouterr()
     assert main(['change', str(halves / 'map.tif'), str(halves / 'chips.parquet'), '-o',
@@ -203,19 +209,27 @@ def test_pixel_change_is_the_same_in_tiles_and_refuses_what_it_cannot(monkeypatc
         pixel_change.pixel_change(linear, 'optical', before, after)
 
 
-def test_a_threshold_without_labels_lies_between_two_kinds():
-    scores = np.r_[np.linspace(0, 1, 90), np.linspace(8, 9, 10), np.nan].astype(np.float32)
-    threshold = split_scores(scores)
-    assert 1 < threshold < 8
-    labels = np.r_[np.zeros(90, int), np.ones(9, int), 0, 1]
-    found = ranking(scores, labels)
-    assert found['f1'] == pytest.approx(2 * 9 / (10 + 9))  # one too many
-    assert found['threshold'] == threshold and found['places'] == 100
-
-
 def test_ranking_counts_pairs_in_order():
     scores = np.array([0.1, 0.4, 0.4, 0.9, np.nan], np.float32)
-    assert ranking(scores, np.array([0, 0, 1, 1, 1]))['auc'] == (1 + 0.5 + 1 + 1) / 4
+    found = ranking(scores, np.array([0, 0, 1, 1, 1]))
+    assert found['auc'] == (1 + 0.5 + 1 + 1) / 4
+    # Otsu takes 0.9 alone: precision 1, recall 1/2. Best: above 0.1, precision 2/3, recall 1.
+    assert found['f1'] == pytest.approx(2 / 3) and found['best_f1'] == pytest.approx(0.8)
+    with pytest.raises(InputError, match='all alike'):
+        otsu(np.ones(4))
+
+
+def test_otsu_splits_where_the_variance_between_is_greatest():
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([rng.normal(1, 0.3, 900), rng.normal(4, 0.8, 100), [np.nan]])
+    there = scores[:-1]
+
+    def between(t):
+        low, high = there[there <= t], there[there > t]
+        return len(low) * len(high) * (low.mean() - high.mean()) ** 2
+
+    best = max(between(t) for t in np.sort(there)[:-1])
+    assert between(otsu(scores)) > 0.998 * best and 1.7 < otsu(scores) < 3
 
 
 def checkpoint(tmp_path):

@@ -16,6 +16,7 @@ from .images import (
     split_by_class,
 )
 from .labelled import Benchmark as Benchmark  # read from here by the rest
+from .pixel_benchmarks import landcoverai, levircd, oscd, rasterfolder, sen12ms
 from .torchgeo_benchmarks import bigearthnet, eurosat, resisc45, so2sat, ucmerced
 
 
@@ -28,7 +29,10 @@ def load_benchmark(name: str, root: str | Path) -> Benchmark:
             ``resisc45``, ``bigearthnet`` (Sentinel-2, 19 classes, several a sample), ``so2sat``
             (Sentinel-2), all these in torchgeo's layout;
             ``imagefolder``: ``train/ val/ test/`` with a folder a class in each, or one folder a
-            class, which is then split 60/20/20 a class with seed 0; or ``cifar10``.
+            class, which is then split 60/20/20 a class with seed 0; or ``cifar10``. With a class
+            for every pixel: ``landcoverai``, ``sen12ms`` (Sentinel-2 and 1), ``rasterfolder``
+            (``train/ val/ test/`` of places with any rasters and LULC), and the change of
+            ``oscd`` and ``levircd``.
         root: Folder of the data.
 
     Raises:
@@ -109,4 +113,9 @@ BENCHMARKS: dict[str, Callable[[str, Path], Benchmark]] = {
     'so2sat': so2sat,
     'imagefolder': _imagefolder,
     'cifar10': _cifar10,
+    'landcoverai': landcoverai,
+    'sen12ms': sen12ms,
+    'rasterfolder': rasterfolder,
+    'oscd': oscd,
+    'levircd': levircd,
 }

@@ -22,6 +22,10 @@ class Benchmark:
         classes: Names by label.
         multilabel: Whether a sample may have several classes; ``label`` is (K,) of 0 and 1 then.
         bands: Of the modality's, those that are there, if some are not: they are NaN.
+        others: Other modalities in a sample.
+        target: ``label``; or ``pixels`` or ``change``, whose samples hold ``mask`` (H, W), int64,
+            -1 where not labelled, in place of ``label``; those of ``change`` two dates of rasters
+            (2, C, H, W).
     """
 
     name: str
@@ -34,3 +38,5 @@ class Benchmark:
     classes: tuple[str, ...]
     multilabel: bool = False
     bands: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    target: str = 'label'

@@ -47,8 +47,10 @@ def resize(benchmark: Benchmark, size: int) -> Benchmark:
     """The benchmark with chips of another size, pixels, on the same ground.
 
     Raises:
-        InputError: If the size is not positive.
+        InputError: If the size is not positive, or classes of pixels would have to be resized.
     """
+    if benchmark.target != 'label':
+        raise InputError(f'{benchmark.name} has a class for every pixel; leave --image-size out.')
     if size < 1:
         raise InputError(f'The image size is {size}; give pixels above 0.')
     key = benchmark.modality

@@ -111,7 +111,7 @@ def eurosat(class_name: str, split: str, name: str, root: Path) -> Benchmark:
 
     cls = getattr(datasets, class_name)
     needed = [cls.base_dir, *cls.split_filenames.values()]
-    _require(name, root, needed, f'{cls.url}{cls.filename} and the lists beside it')
+    require_there(name, root, needed, f'{cls.url}{cls.filename} and the lists beside it')
     there, listed = _count_listed(root / cls.base_dir, root, cls.split_filenames.values())
     if there < listed:  # torchgeo takes the part that is there; so do we, and say so in each row
         split = f'{split}, {there} of {listed} chips'
@@ -126,7 +126,7 @@ def ucmerced(name: str, root: Path) -> Benchmark:
 
     lists = UCMerced.split_filenames
     where = f'{UCMerced.url}{UCMerced.filename} and the lists beside it'
-    _require(name, root, [UCMerced.base_dir, *lists.values()], where)
+    require_there(name, root, [UCMerced.base_dir, *lists.values()], where)
     _check_lists(name, root / UCMerced.base_dir, [root / f for f in lists.values()])
     sums = UCMerced.split_sha256s
     official = all(check_integrity(root / lists[s], sha256=sums[s]) for s in SPLITS)
@@ -140,7 +140,7 @@ def resisc45(name: str, root: Path) -> Benchmark:
 
     lists = {part: f'resisc45-{part}.txt' for part in SPLITS}
     where = f'{RESISC45.url} and the lists beside it'
-    _require(name, root, [RESISC45.directory, *lists.values()], where)
+    require_there(name, root, [RESISC45.directory, *lists.values()], where)
     _check_lists(name, root / RESISC45.directory, [root / f for f in lists.values()])
     return _wrap(name, 'official', 'rgb', None, partial(RESISC45, root, checksum=False))
 
@@ -151,7 +151,7 @@ def bigearthnet(name: str, root: Path) -> Benchmark:
 
     known, lists = BigEarthNet.metadata['s2'], BigEarthNet.splits_metadata
     needed = [known['directory'], *(facts['filename'] for facts in lists.values())]
-    _require(name, root, needed, f'{known["url"]} and {lists["train"]["url"]}, -val, -test')
+    require_there(name, root, needed, f'{known["url"]} and {lists["train"]["url"]}, -val, -test')
     parts = []
     for part in SPLITS:
         dataset = BigEarthNet(root, part, bands='s2', num_classes=19, checksum=False)
@@ -172,7 +172,7 @@ def so2sat(name: str, root: Path) -> Benchmark:
     from torchgeo.datasets import So2Sat
 
     files = So2Sat.filenames_by_version['2']
-    _require(name, root, list(files.values()), 'https://mediatum.ub.tum.de/1483140')
+    require_there(name, root, list(files.values()), 'https://mediatum.ub.tum.de/1483140')
     if importlib.util.find_spec('h5py') is None:
         raise InputError(f'{name} is HDF5, which needs a package: pip install h5py.')
     h5py = importlib.import_module('h5py')
@@ -228,7 +228,12 @@ def _wrap(
     return Benchmark(name, split, modality, gsd, train, val, test, tuple(parts[0].classes))
 
 
-def _require(name: str, root: Path, needed: Sequence[str], where: str) -> None:
+def require_there(name: str, root: Path, needed: Sequence[str], where: str) -> None:
+    """Refuse a folder that lacks something, and say where to get it.
+
+    Raises:
+        InputError: If it does.
+    """
     missing = [item for item in needed if not (root / item).exists()]
     if missing:
         raise InputError(f'{name} lacks {missing[0]} in {root}; get it from {where}.')

@@ -19,6 +19,7 @@ from ..models import BaseEncoder
 from .classifiers import ProbeResult, knn_probe, linear_probe
 from .features import Features, extract_features
 from .methods import Contest, Method
+from .pixel_benchmark import PixelMeasure, pixel_results
 from .probes import require_classes
 from .result_table import ResultTable, Row, versions
 from .scores import score
@@ -135,13 +136,21 @@ def run_benchmark(
             'method': method.name, 'features': method.features, 'weights': method.weights,
             'weights_hash': method.weights_hash, 'normalisation': method.normalisation,
         }  # fmt: skip
+        pixels = benchmark.target != 'label'
+        results = pixel_results(benchmark, plan.protocols) if pixels else plan.results(method)
         measure = _Measure(benchmark, method, plan, table)
-        for result in plan.results(method):
+        by_pixel: PixelMeasure | None = None
+        for result in results:
             row = told | result
             if table.has(row):
                 continue
             start = time.perf_counter()
-            found, scores, labels, probe = measure(row)
+            scores, labels, probe = None, None, None
+            if pixels:
+                by_pixel = by_pixel or PixelMeasure(benchmark, method, plan.num_workers, plan.seed)
+                found = by_pixel(row)
+            else:
+                found, scores, labels, probe = measure(row)
             row |= found | {'seconds': round(time.perf_counter() - start, 2)}
             table.add(row, *((None, None) if row['protocol'] == 'few' else (scores, labels)))
             rank_zero_info(sentence(row))
@@ -202,8 +211,9 @@ def benchmark_facts(benchmark: Benchmark) -> Row:
     height, width = sample[key].shape[-2:]
     return {
         'dataset': benchmark.name, 'split': benchmark.split, 'split_hash': split_hash(benchmark),
-        'modality': key, 'bands': ' '.join(MODALITIES[key].bands), 'gsd': benchmark.gsd or '',
-        'image_size': f'{height}x{width}',
+        'modality': ' '.join((key, *benchmark.others)),
+        'bands': ' '.join(b for m in (key, *benchmark.others) for b in MODALITIES[m].bands),
+        'gsd': benchmark.gsd or '', 'image_size': f'{height}x{width}',
     }  # fmt: skip
 
 

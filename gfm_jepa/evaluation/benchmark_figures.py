@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#777777')
 LINES = ('-', '--', ':', '-.')
 MARKERS = ('o', 's', '^', 'D', 'v')
-TITLES = {'knn': 'kNN-5', 'linear': 'linear', 'finetune': 'fine-tuned'}
-METRICS = {'accuracy': 'test accuracy (%)', 'mean_average_precision': 'test mAP (%)'}
+TITLES = {'knn': 'kNN-5', 'linear': 'linear', 'finetune': 'fine-tuned',
+          'difference': 'difference'}  # fmt: skip
+METRICS = {
+    'accuracy': 'test accuracy (%)',
+    'mean_average_precision': 'test mAP (%)',
+    'mean_iou': 'test mean IoU (%)',
+    'f1': 'test F1 of change (%)',
+}
 
 
 def label_of(row: Row) -> str:

@@ -81,9 +81,10 @@ def result_table(rows: Sequence[Row]) -> str:
     lines = []
     for row in (r for r in rows if r['protocol'] in TITLES):
         value, low, high = (100 * float(row[k]) for k in ('value', 'low', 'high'))
+        error = row['calibration_error']  # '' of pixels
         lines.append((
             label_of(row), TITLES[row['protocol']], f'{value:.2f}', f'{low:.2f} to {high:.2f}',
-            f'{float(row["calibration_error"]):.3f}', row['C'], row['width'], row['weights_hash'],
+            error and f'{float(error):.3f}', row['C'], row['width'], row['weights_hash'],
         ))  # fmt: skip
     for row in few_label_table([r for r in rows if r['protocol'] == 'few']):
         low, high = 100 * row['lowest'], 100 * row['highest']
@@ -104,7 +105,7 @@ def _mistakes(
     own = {r['protocol']: r for r in rows if label_of(r) == label_of(rows[0])}
     row = next((own[p] for p in ('finetune', 'linear', 'knn') if p in own), None)
     kept = results.read_predictions(row) if row else None
-    if row is None or kept is None or benchmark.multilabel:
+    if row is None or kept is None or benchmark.multilabel:  # of pixels none are kept
         return []
     scores, labels = kept
     who = f'{label_of(row)}, {TITLES[row["protocol"]]}'

@@ -9,20 +9,24 @@ from ..errors import InputError
 from .clusters import normalised
 from .embeddings import EmbeddingMap
 
+SCORES = ('cosine', 'difference', 'standardised')
+
 
 def change_maps(before: EmbeddingMap, after: EmbeddingMap) -> dict[str, NDArray[np.float32]]:
     """Compare two maps cell by cell, on the grid of the first.
 
     Season, light and sensor change features of all places; what a scene has in common is taken
-    out: its mean difference is subtracted.
+    out: its mean difference is subtracted, or each date is standardised by itself.
 
     Args:
         before: Earlier date.
         after: Later date; read on the grid of the earlier by nearest neighbour.
 
     Returns:
-        ``cosine`` (1 - cosine of both features, 0 to 2) and ``difference`` (length of their
-        difference less its mean over the scene), (count,) each, NaN where either is missing.
+        ``cosine`` (1 - cosine of both features, 0 to 2), ``difference`` (length of their
+        difference less its mean over the scene) and ``standardised`` (length of their difference
+        after each feature of each date has mean 0 and deviation 1 over the places that both
+        have), (count,) each, NaN where either is missing.
 
     Raises:
         InputError: If both have other features, or share no ground.
@@ -37,19 +41,24 @@ def change_maps(before: EmbeddingMap, after: EmbeddingMap) -> dict[str, NDArray[
             f'{before.path} holds components, which differ from map to map; embed without --pca.'
         )
     placed = replace(after, like=before)
-    pairs = zip(before.batches(), placed.batches(), strict=True)
-    total, count = np.zeros(len(before.names)), 0
-    for first, second, _ in map(_joined, pairs):
-        total += (second - first).sum(axis=0, dtype=np.float64)
+    # Sums of both dates and of their squares, (2, D) each: one pass for means and deviations.
+    total, squares, count = np.zeros((2, len(before.names))), np.zeros((2, len(before.names))), 0
+    for first, second, _ in map(_joined, zip(before.batches(), placed.batches(), strict=True)):
+        both = np.stack([first, second]).astype(np.float64)
+        total += both.sum(axis=1)
+        squares += np.square(both).sum(axis=1)
         count += len(first)
     if not count:
         raise InputError(f'{before.path} and {after.path} share no ground that has data.')
-    mean = (total / count).astype(np.float32)
-    found = {k: np.full(before.count, np.nan, np.float32) for k in ('cosine', 'difference')}
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
+    found = {k: np.full(before.count, np.nan, np.float32) for k in SCORES}
     for first, second, places in map(_joined, zip(before.batches(), placed.batches(), strict=True)):
         cosine = (normalised(first) * normalised(second)).sum(axis=1)
         found['cosine'][places] = 1 - cosine
-        found['difference'][places] = np.linalg.norm(second - first - mean, axis=1)
+        one, two = first - mean[0], second - mean[1]
+        found['difference'][places] = np.linalg.norm(two - one, axis=1)
+        found['standardised'][places] = np.linalg.norm(two / std[1] - one / std[0], axis=1)
     return found
 
 
@@ -63,16 +72,39 @@ def _joined(
     return first[i], second[j], places
 
 
-def ranking(scores: NDArray[np.float32], labels: NDArray[np.integer]) -> dict[str, float]:
-    """How well scores find the places that labels mark.
+def otsu(scores: NDArray[np.floating]) -> float:
+    """The threshold that splits scores into two groups as far apart as can be; no labels.
+
+    Args:
+        scores: Any shape; NaN is left out.
+
+    Raises:
+        InputError: If there are no two different scores.
+
+    Source: Otsu, "A threshold selection method from gray-level histograms" (1979), equation 12.
+    """
+    there = scores[np.isfinite(scores)]
+    if not len(there) or there.min() == there.max():
+        raise InputError('The scores are all alike; a threshold needs two different ones.')
+    counts, edges = np.histogram(there, 512)
+    centres = (edges[1:] + edges[:-1]) / 2
+    below, sums = np.cumsum(counts)[:-1], np.cumsum(counts * centres)
+    above = counts.sum() - below
+    apart = sums[:-1] / below - (sums[-1] - sums[:-1]) / above
+    return float(edges[1 + (below * above * apart**2).argmax()])
+
+
+def ranking(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> dict[str, float]:
+    """How well scores tell the places that labels mark.
 
     Args:
         scores: (n,), NaN where there is none.
         labels: (n,), above 0 where marked, 0 where not, below 0 where not known.
 
     Returns:
-        ``auc``, the area under the ROC curve; ``f1`` of the places above `split_scores`'s
-        ``threshold``, which no label chooses; ``places``, how many labels count.
+        ``auc`` (area under the ROC curve), ``f1`` of the scores above `otsu`'s ``threshold``,
+        which all scores give, those without labels too, ``best_f1`` over all thresholds (chosen
+        with the labels in view), and ``places``.
 
     Raises:
         InputError: If places of both kinds are not there.
@@ -81,29 +113,13 @@ def ranking(scores: NDArray[np.float32], labels: NDArray[np.integer]) -> dict[st
     marked = labels[known] > 0
     if not marked.any() or marked.all():
         raise InputError('The labels mark all places, or none; the area under a curve needs both.')
-    from sklearn.metrics import f1_score, roc_auc_score
+    from sklearn.metrics import f1_score, precision_recall_curve, roc_auc_score
 
-    threshold = split_scores(scores)
+    threshold = otsu(scores)
+    precision, recall, _ = precision_recall_curve(marked, scores[known])
+    best = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return {
         'auc': float(roc_auc_score(marked, scores[known])),
         'f1': float(f1_score(marked, scores[known] > threshold)),
-        'threshold': threshold, 'places': len(marked),
+        'best_f1': float(best.max()), 'threshold': threshold, 'places': len(marked),
     }  # fmt: skip
-
-
-def split_scores(scores: NDArray[np.float32]) -> float:
-    """The threshold that splits scores into two classes, without labels.
-
-    It has the least variance within both, which is Otsu's criterion and that of k-means with two
-    centres.
-
-    Args:
-        scores: Any shape, NaN where there is none; at least one value.
-
-    Source: Otsu, "A threshold selection method from gray-level histograms" (1979).
-    """
-    from sklearn.cluster import KMeans
-
-    values = scores[np.isfinite(scores)].reshape(-1, 1)
-    centres = KMeans(2, n_init=1, init=np.percentile(values, [[5], [99]])).fit(values)
-    return float(centres.cluster_centers_.mean())

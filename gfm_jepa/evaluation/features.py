@@ -97,17 +97,7 @@ class EncoderFeatures(nn.Module):
         super().__init__()
         key = benchmark.modality
         require_features(features)
-        if key not in encoder.modalities:
-            raise InputError(
-                f'{name} embeds {", ".join(encoder.modalities)}, but {benchmark.name} holds {key}; '
-                f'choose weights and a dataset that have a modality in common.'
-            )
-        bands, expected = encoder.modalities[key].bands, MODALITIES[key].bands
-        if bands != expected:
-            raise InputError(
-                f'{name} has the bands {", ".join(bands)} in {key}, but {benchmark.name} '
-                f'{", ".join(expected)}; choose weights with the same bands.'
-            )
+        require_modality(encoder, name, benchmark)
         self.encoder, self.modality, self.gsd, self.features = encoder, key, benchmark.gsd, features
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
@@ -117,6 +107,26 @@ class EncoderFeatures(nn.Module):
         if self.gsd is not None:
             inputs['gsd'] = {self.modality: self.gsd}
         return encode(self.encoder, inputs, self.features)
+
+
+def require_modality(encoder: BaseEncoder, name: str, benchmark: Benchmark) -> None:
+    """Refuse an encoder that cannot embed a benchmark's first modality.
+
+    Raises:
+        InputError: If it lacks that, or has other bands in it.
+    """
+    key = benchmark.modality
+    if key not in encoder.modalities:
+        raise InputError(
+            f'{name} embeds {", ".join(encoder.modalities)}, but {benchmark.name} holds {key}; '
+            f'choose weights and a dataset that have a modality in common.'
+        )
+    bands, expected = encoder.modalities[key].bands, MODALITIES[key].bands
+    if bands != expected:
+        raise InputError(
+            f'{name} has the bands {", ".join(bands)} in {key}, but {benchmark.name} '
+            f'{", ".join(expected)}; choose weights with the same bands.'
+        )
 
 
 @contextmanager

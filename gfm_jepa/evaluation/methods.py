@@ -20,6 +20,7 @@ from ..models.weight_files import weights_hash
 from .baselines import ImageStatistics, RandomConvolutions, features_of_twin, random_init
 from .features import Embed, EncoderFeatures
 from .handmade import HandMade
+from .pixel_features import PixelBands, PixelFeatures
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Method:
 
     Attributes:
         name: What its rows are called.
-        features: ``embedding``, ``depths``, ``statistics``, ``rcf`` or ``hand-made``.
+        features: ``embedding``, ``depths``, ``statistics``, ``rcf``, ``hand-made`` or ``bands``.
         build: Makes the function that embeds; called when it is needed.
         normalisation: What is done to raw values, in words.
         weights: Where they come from; '' for none.
@@ -78,7 +79,9 @@ class Contest:
             yield from _standing(benchmark)
             if first is not None:
                 twin, seed = random_init(first, self.seed), f'seed {self.seed}'
-                kinds = list(dict.fromkeys(features_of_twin(first, k) for k in self.features))
+                kinds = self.features
+                if benchmark.target == 'label':
+                    kinds = list(dict.fromkeys(features_of_twin(first, k) for k in kinds))
                 yield from self._of(twin, 'random init', seed, benchmark, kinds)
         for spec in self.timm:
             name, _, file = spec.partition('=')
@@ -97,7 +100,9 @@ class Contest:
         """One encoder with each kind of features."""
         found = weights_hash(encoder)
         for kind in features or self.features:
-            embed = EncoderFeatures(encoder, title, benchmark, kind)
+            pixels = benchmark.target != 'label'
+            features_of = PixelFeatures if pixels else EncoderFeatures
+            embed = features_of(encoder, title, benchmark, kind)
             statistics = encoder.modalities[benchmark.modality].source or 'statistics of its own'
             yield Method(
                 title, kind, lambda embed=embed: embed,  # type: ignore[misc]
@@ -142,6 +147,9 @@ def timm_encoder(name: str, file: str, modality: Modality, seed: int) -> TimmEnc
 
 def _standing(benchmark: Benchmark) -> Iterator[Method]:
     """The baselines that need no weights; they see only bands that are there."""
+    if benchmark.target != 'label':
+        yield Method('pixel bands', 'bands', lambda: PixelBands(benchmark))
+        return
     known = MODALITIES[benchmark.modality]
     some = pick_bands(known, benchmark.bands) if benchmark.bands else known
     shown = PresentBands(known, some)

@@ -21,8 +21,8 @@ Row = dict[str, Any]
 KEY = ('dataset', 'split_hash', 'method', 'features', 'weights_hash', 'protocol', 'label_share',
        'draw', 'image_size', 'seed', 'settings')  # fmt: skip
 COLUMNS = ('dataset', 'split', 'method', 'features', 'protocol', 'label_share', 'draw', 'metric',
-           'value', 'low', 'high', 'calibration_error', 'n_train', 'n_val', 'n_test', 'C',
-           'settings', 'width', 'modality', 'bands', 'gsd', 'image_size', 'normalisation',
+           'value', 'low', 'high', 'f1', 'auc', 'calibration_error', 'n_train', 'n_val', 'n_test',
+           'C', 'settings', 'width', 'modality', 'bands', 'gsd', 'image_size', 'normalisation',
            'weights', 'weights_hash', 'split_hash', 'seed', 'seconds', 'versions')  # fmt: skip
 
 

@@ -33,6 +33,8 @@ def main(words: Sequence[str]) -> None:
     benchmarks = []
     for name in args.dataset:
         benchmark = load_benchmark(name, roots[name])
+        if args.save_head and benchmark.target != 'label':
+            raise InputError(f'{name} has a class for every pixel; leave --save-head out.')
         benchmarks.append(resize(benchmark, args.image_size) if args.image_size else benchmark)
         writer = HeadWriter(args.save_head, benchmarks[-1]) if args.save_head else None
         run_benchmark(benchmarks[-1], contest, plan, table, writer)

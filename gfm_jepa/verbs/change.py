@@ -19,8 +19,8 @@ def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         'gfm-jepa change', description='Difference of the features of two maps that `gfm-jepa '
         'embed` wrote, on the grid of the first; with --weights of two scenes, pixel by pixel, '
-        'each date standardised. The last line is JSON: with labels, the area under the ROC curve '
-        'of each score, and F1 at a threshold that no label chooses.',
+        'each date standardised. The last line is JSON: with labels, the area '
+        'under the ROC curve of each score, and F1 above its threshold by Otsu.',
     )  # fmt: skip
     add = parser.add_argument
     add('before', type=Path, help='.tif of the earlier date')
@@ -30,12 +30,17 @@ def main(words: Sequence[str]) -> None:
     add('--bands', nargs='+', help="with --weights: the modality's names of the scenes' bands")
     add('-o', '--output', type=Path, required=True, help='.tif')
     add('--labels', type=Path, help='raster that is above 0 where something has changed')
+    add('--mask', type=Path, help='.tif to write: 1 where the score lies above its threshold by '
+        'Otsu, 0 below')  # fmt: skip
+    add('--score', choices=('cosine', 'difference', 'standardised'),
+        help='of --mask: standardised by default; of scenes there is one')  # fmt: skip
     add('--picture', type=Path, help='PNG; beside the output by default')
     args = parser.parse_args(words)
+    import numpy as np
     from rasterio.enums import Resampling
 
     from ..errors import InputError
-    from ..evaluation.change import change_maps, ranking
+    from ..evaluation.change import change_maps, otsu, ranking
     from ..evaluation.clusters import read_on
     from ..evaluation.embeddings import EmbeddingMap, open_embeddings, require_like
     from ..evaluation.map_figures import score_maps
@@ -45,6 +50,8 @@ def main(words: Sequence[str]) -> None:
     if not isinstance(before, EmbeddingMap) or not isinstance(after, EmbeddingMap):
         raise InputError('Change is a difference of maps; give two .tif of embeddings.')
     require_like(args.output, before)
+    if args.mask:
+        require_like(args.mask, before)
     if args.weights:
         scores = {'pixels': _by_pixel(args, before, replace(after, like=before))}
     else:
@@ -54,6 +61,11 @@ def main(words: Sequence[str]) -> None:
         labels = read_on(before, args.labels, Resampling.mode).astype(int)
         result = {name: ranking(values, labels) for name, values in scores.items()}
     before.write(args.output, scores)
+    if args.mask:
+        chosen = scores['pixels' if args.weights else args.score or 'standardised']
+        changed = (chosen > otsu(chosen)).astype(np.uint8)
+        changed[np.isnan(chosen)] = 255
+        before.write(args.mask, {'changed': changed})
     picture = args.picture or args.output.with_suffix('.png')
     title = f'{args.before.stem} to {args.after.stem}'
     save(score_maps(before, scores, title, _LABELS), picture)
@@ -82,6 +94,8 @@ def _by_pixel(
 
 
 _LABELS = {
-    'cosine': '1 - cosine of both dates', 'difference': 'difference less its mean',
+    'cosine': '1 - cosine of both dates',
+    'difference': 'difference less its mean',
+    'standardised': 'difference of standardised dates',
     'pixels': 'difference of standardised bands and responses',
-}  # fmt: skip
+}
