@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import segmentation_models_pytorch as smp
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gfm_jepa import InputError, from_pretrained
 from gfm_jepa.data import Rasters
 from gfm_jepa.evaluation.logistic import LogisticRegression
+from gfm_jepa.evaluation.pixel_scores import Counts, mean_iou, resampled
 from gfm_jepa.modalities import LULC, resolve_all
 from gfm_jepa.models import Encoder
 from gfm_jepa.models.pixel_heads import LinearPixels, UPerNetPixels
@@ -35,7 +35,6 @@ NUM_CLASSES = 10
 CHIP = 64  # pixels
 BATCH = 16
 Answer = Callable[[dict[str, Any]], Tensor]  # a batch to (B, K, H, W)
-Counts = NDArray[np.int64]  # (chips, K, K): true and predicted class of each pixel
 
 
 def batches(chips: Rasters, generator: torch.Generator) -> Iterable[dict[str, Any]]:
@@ -81,8 +80,8 @@ def train(model: nn.Module, answer: Answer, chips: Rasters, minutes: float, seed
 
 @torch.no_grad()
 def count(answer: Answer, chips: Rasters) -> Counts:
-    """Which class was taken for which, chip by chip."""
-    found = np.zeros((len(chips), NUM_CLASSES, NUM_CLASSES), dtype=np.int64)
+    """Pixels by true and predicted class, chip by chip: (chips, K, K)."""
+    found = np.zeros((len(chips), NUM_CLASSES, NUM_CLASSES))
     for i in range(len(chips)):
         batch = collect(chips, [i])
         true, taken = classes_of(batch)[0], answer(batch)[0].argmax(dim=0)
@@ -91,19 +90,9 @@ def count(answer: Answer, chips: Rasters) -> Counts:
     return found
 
 
-def mean_iou(counts: Counts) -> float:
-    """Mean over the classes that there are of intersection over union."""
-    total = counts.sum(axis=0)
-    there = total.sum(axis=1) > 0
-    right = np.diag(total)
-    union = total.sum(axis=0) + total.sum(axis=1) - right
-    return float((right[there] / union[there]).mean())
-
-
 def interval(counts: Counts, seed: int = 0) -> tuple[float, float]:
     """95 % of the mean IoU over resampled chips."""
-    random = np.random.default_rng(seed)
-    drawn = [mean_iou(counts[random.integers(len(counts), size=len(counts))]) for _ in range(500)]
+    drawn = [mean_iou(total) for total in resampled(counts, seed)]
     low, high = np.percentile(drawn, (2.5, 97.5))
     return float(low), float(high)
 
@@ -184,7 +173,7 @@ def run(args: argparse.Namespace) -> dict[str, Counts]:
         }
         for name, answer in answers.items():
             counts = count(answer, held)
-            print(f'{place.name}: {name} {100 * mean_iou(counts):.1f} %', flush=True)
+            print(f'{place.name}: {name} {100 * mean_iou(counts.sum(axis=0)):.1f} %', flush=True)
             found.setdefault(name, []).append(counts)
     return {name: np.concatenate(counts) for name, counts in found.items()}
 
@@ -201,13 +190,13 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     for name, counts in run(args).items():
-        low, high = interval(counts)
+        value, (low, high) = mean_iou(counts.sum(axis=0)), interval(counts)
         rows.append({
-            'method': name, 'mean_iou': f'{mean_iou(counts):.4f}', 'low': f'{low:.4f}',
+            'method': name, 'mean_iou': f'{value:.4f}', 'low': f'{low:.4f}',
             'high': f'{high:.4f}', 'chips': len(counts), 'minutes': args.minutes,
             'modalities': ' '.join(args.modalities), 'weights': args.weights, 'seed': args.seed,
         })  # fmt: skip
-        print(f'{name:<20} {100 * mean_iou(counts):5.1f} % ({100 * low:.1f} to {100 * high:.1f})')
+        print(f'{name:<20} {100 * value:5.1f} % ({100 * low:.1f} to {100 * high:.1f})')
     with args.output.open('w', newline='') as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
         writer.writeheader()

@@ -130,7 +130,7 @@ def test_segmentation_rows(weights, tmp_path, capfd, monkeypatch):
     def fail(*_):
         raise AssertionError('computed again')
 
-    monkeypatch.setattr('gfm_jepa.evaluation.benchmark.PixelMeasure', fail)
+    monkeypatch.setattr('gfm_jepa.evaluation.benchmark.PixelMeasure.__call__', fail)
     assert run(weights, 'landcoverai', root, *words, '--resume') == rows
     more = ('--no-baselines', '--resume')
     run(weights, 'landcoverai', root, '--protocols', 'knn', *more, '--seed', '1', status=2)

@@ -36,10 +36,12 @@ class Tuned:
     Attributes:
         scores: (N, K) probabilities on the test part.
         labels: (N,) or (N, K) of the test part.
+        width: Of the features that the head reads.
     """
 
     scores: Tensor
     labels: Tensor
+    width: int
 
 
 @dataclass(frozen=True)
@@ -136,21 +138,18 @@ def run_benchmark(
             'method': method.name, 'features': method.features, 'weights': method.weights,
             'weights_hash': method.weights_hash, 'normalisation': method.normalisation,
         }  # fmt: skip
-        pixels = benchmark.target != 'label'
-        results = pixel_results(benchmark, plan.protocols) if pixels else plan.results(method)
-        measure = _Measure(benchmark, method, plan, table)
-        by_pixel: PixelMeasure | None = None
+        measure: PixelMeasure | _Measure
+        if benchmark.target == 'label':
+            results, measure = plan.results(method), _Measure(benchmark, method, plan, table)
+        else:
+            results = iter(pixel_results(benchmark, plan.protocols))
+            measure = PixelMeasure(benchmark, method, plan.num_workers, plan.seed)
         for result in results:
             row = told | result
             if table.has(row):
                 continue
             start = time.perf_counter()
-            scores, labels, probe = None, None, None
-            if pixels:
-                by_pixel = by_pixel or PixelMeasure(benchmark, method, plan.num_workers, plan.seed)
-                found = by_pixel(row)
-            else:
-                found, scores, labels, probe = measure(row)
+            found, scores, labels, probe = measure(row)
             row |= found | {'seconds': round(time.perf_counter() - start, 2)}
             table.add(row, *((None, None) if row['protocol'] == 'few' else (scores, labels)))
             rank_zero_info(sentence(row))
@@ -201,7 +200,7 @@ class _Measure:
         )
         sizes = {f'n_{p}': len(d) for p, d in parts_of(self.benchmark).items()}  # type: ignore[arg-type]
         found = _scored(tuned.scores, tuned.labels, self.plan.seed) | sizes
-        return found | {'width': self.method.encoder.num_features}, tuned.scores, tuned.labels, None
+        return found | {'width': tuned.width}, tuned.scores, tuned.labels, None
 
 
 def benchmark_facts(benchmark: Benchmark) -> Row:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .clusters import normalised
 from .embeddings import EmbeddingMap
+from .pixel_scores import otsu_bin
 
 SCORES = ('cosine', 'difference', 'standardised')
 
@@ -87,11 +88,7 @@ def otsu(scores: NDArray[np.floating]) -> float:
     if not len(there) or there.min() == there.max():
         raise InputError('The scores are all alike; a threshold needs two different ones.')
     counts, edges = np.histogram(there, 512)
-    centres = (edges[1:] + edges[:-1]) / 2
-    below, sums = np.cumsum(counts)[:-1], np.cumsum(counts * centres)
-    above = counts.sum() - below
-    apart = sums[:-1] / below - (sums[-1] - sums[:-1]) / above
-    return float(edges[1 + (below * above * apart**2).argmax()])
+    return float(edges[otsu_bin(counts)])
 
 
 def ranking(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> dict[str, float]:

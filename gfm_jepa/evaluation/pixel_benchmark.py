@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.benchmarks import Benchmark
 from ..errors import InputError
 from .classifiers import LinearMap, linear_probe
-from .features import Features, evaluating
+from .features import Embed, Features, evaluating
 from .methods import Method
 from .pixel_features import batches, dense, difference, sample_pixels
 from .pixel_scores import BINS, Counts, change_scores, class_scores
@@ -55,18 +55,28 @@ class PixelMeasure:
     def __init__(
         self, benchmark: Benchmark, method: Method, num_workers: int = 0, seed: int = 0
     ) -> None:
-        self.benchmark, self.embed = benchmark, method.build()
+        self.benchmark, self.method = benchmark, method
         self.num_workers, self.seed = num_workers, seed
 
-    def __call__(self, row: Row) -> Row:
-        """Return what to add to the row.
+    @cached_property
+    def embed(self) -> Embed:
+        """What embeds; made when the first result needs it."""
+        return self.method.build()
+
+    def __call__(self, row: Row) -> tuple[Row, None, None, None]:
+        """Return what to add to the row; of pixels neither scores nor labels are kept.
 
         Raises:
             InputError: If a class has no training pixel, or features are not finite.
         """
-        if row['protocol'] == 'difference':
-            counts = self._histograms(lambda dates, mask: difference(dates[0], dates[1], mask >= 0))
-            return change_scores(counts, None, self.seed) | {'n_test': len(counts)}
+        measured = self._difference() if row['protocol'] == 'difference' else self._linear()
+        return measured, None, None, None
+
+    def _difference(self) -> Row:
+        counts = self._histograms(lambda dates, mask: difference(dates[0], dates[1], mask >= 0))
+        return change_scores(counts, None, self.seed) | {'n_test': len(counts)}
+
+    def _linear(self) -> Row:
         train, val = self.parts
         probe = linear_probe(train, val, val)
         assert probe.linear is not None

@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..models import Encoder
 from ..models.pyramid import FineMaps
 from .embeddings import EmbeddingMap
+from .pixel_features import standardised
 
 Float = NDArray[np.float32]
 TILE, MARGIN = 512, 16  # pixels; the margin is more than the first stage sees
@@ -50,23 +51,16 @@ def pixel_change(encoder: Encoder, modality: str, before: Float, after: Float) -
     there = np.isfinite(before).all(axis=0) & np.isfinite(after).all(axis=0)
     if there.sum() < 2:
         raise InputError('There is no place that has data at both dates; give dates that overlap.')
-    dates = [torch.from_numpy(_standardised(x, there)) for x in (before, after)]
-    fine = [_first_stage(encoder, modality, x) for x in dates]
     valid = torch.from_numpy(there)
-    for responses in fine:
-        known = responses[:, valid]
-        mean, std = known.mean(dim=1), known.std(dim=1).clamp_min(1e-6)
-        responses.sub_(mean[:, None, None]).div_(std[:, None, None])
+    dates = [_standardised(torch.from_numpy(np.nan_to_num(x)), valid) for x in (before, after)]
+    fine = [_standardised(_first_stage(encoder, modality, x * valid), valid) for x in dates]
     square = (dates[1] - dates[0]).square().mean(dim=0) + (fine[1] - fine[0]).square().mean(dim=0)
-    return np.where(there, square.sqrt().numpy(), np.nan).astype(np.float32)
+    return np.where(there, square.sqrt().float().numpy(), np.nan).astype(np.float32)
 
 
-def _standardised(values: Float, there: NDArray[np.bool_]) -> Float:
-    """Bands with mean 0 and standard deviation 1 over the common ground, 0 elsewhere."""
-    known = values[:, there].astype(np.float64)
-    mean, std = known.mean(axis=1)[:, None, None], known.std(axis=1)[:, None, None]
-    scaled = (values - mean) / np.maximum(std, 1e-9)
-    return np.where(there, scaled, 0.0).astype(np.float32)
+def _standardised(x: Tensor, there: Tensor) -> Tensor:
+    """One image (D, H, W), in double precision: scenes have millions of pixels."""
+    return standardised(x.double()[None], there[None])[0].float()
 
 
 @torch.no_grad()

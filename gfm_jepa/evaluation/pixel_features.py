@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ..data.benchmarks import Benchmark
 from ..errors import InputError
 from ..models import BaseEncoder, Encoder
+from ..models.base import is_dated
 from ..models.pyramid import STRIDES, FineMaps
 from .features import Embed, Features, evaluating, require_modality
 
@@ -85,15 +86,11 @@ class PixelBands:
 
 def dense(embed: Embed, batch: dict[str, Any]) -> tuple[Tensor, ...]:
     """Features (B, D, H, W) of a batch, or of both of its dates."""
-    dates = max((x.shape[1] for x in batch.values() if _is_dated(x)), default=1)
+    dates = max((x.shape[1] for x in batch.values() if is_dated(x)), default=1)
     if dates == 1:
         return (embed(batch).float().cpu(),)
-    single = [{k: x[:, t] if _is_dated(x) else x for k, x in batch.items()} for t in range(dates)]
+    single = [{k: x[:, t] if is_dated(x) else x for k, x in batch.items()} for t in range(dates)]
     return tuple(embed(one).float().cpu() for one in single)
-
-
-def _is_dated(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.ndim == 5
 
 
 def difference(before: Tensor, after: Tensor, there: Tensor) -> Tensor:
@@ -106,16 +103,22 @@ def difference(before: Tensor, after: Tensor, there: Tensor) -> Tensor:
         after: Of the later one.
         there: (B, H, W), True where a pixel counts.
     """
+    length = (standardised(after, there) - standardised(before, there)).square().mean(dim=1).sqrt()
+    return length / (1 + length)
+
+
+def standardised(x: Tensor, there: Tensor) -> Tensor:
+    """Give each feature mean 0 and standard deviation 1 over what counts: (B, D, H, W).
+
+    Args:
+        x: Features (B, D, H, W), finite.
+        there: (B, H, W), True where a pixel counts.
+    """
     weight = there[:, None].float()
     count = weight.sum(dim=(2, 3), keepdim=True).clamp_min(1)
-
-    def standardised(x: Tensor) -> Tensor:
-        x = x - (x * weight).sum(dim=(2, 3), keepdim=True) / count
-        spread = (x.square() * weight).sum(dim=(2, 3), keepdim=True) / count
-        return x / (spread + 1e-12).sqrt()
-
-    length = (standardised(after) - standardised(before)).square().mean(dim=1).sqrt()
-    return length / (1 + length)
+    x = x - (x * weight).sum(dim=(2, 3), keepdim=True) / count
+    spread = (x.square() * weight).sum(dim=(2, 3), keepdim=True) / count
+    return x / (spread + 1e-12).sqrt()
 
 
 def batches(dataset: Dataset[Any], size: int, workers: int, title: str) -> Iterator[dict[str, Any]]:

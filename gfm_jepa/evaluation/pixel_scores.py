@@ -1,5 +1,7 @@
 """What answers for every pixel are worth, from counts by chip: IoU, F1, AUC, and intervals."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -76,8 +78,14 @@ def area(total: Counts) -> float:
     return float((changed * (below + unchanged / 2)).sum() / pairs) if pairs else float('nan')
 
 
-def otsu_bin(counts: Counts) -> int:
-    """The bin that the upper of two groups starts with; see `gfm_jepa.evaluation.change.otsu`."""
+def otsu_bin(counts: NDArray[Any]) -> int:
+    """The bin that the upper of two groups starts with, which lie as far apart as can be.
+
+    Args:
+        counts: (BINS,) of a histogram.
+
+    Source: Otsu, "A threshold selection method from gray-level histograms" (1979), equation 12.
+    """
     at = np.arange(len(counts))
     below, sums = np.cumsum(counts)[:-1], np.cumsum(counts * at)[:-1]
     above = counts.sum() - below

@@ -9,9 +9,8 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..masks import keep_ids
-from ..modalities import Modality
-from ..models import BaseEncoder, Encoder, Predictor
-from ..models.base import Batch
+from ..models import Encoder, Predictor
+from ..models.base import Batch, MapModel
 from ..models.building import build
 from ..models.hub import load_checkpoint
 from ..models.weight_files import Source, part_of
@@ -36,10 +35,8 @@ class Latents(NamedTuple):
     there: Tensor
 
 
-class PredictionErrors(BaseEncoder):
+class PredictionErrors(MapModel):
     """A trained I-JEPA as an encoder, whose features are how wrong its predictor is.
-
-    So it goes through windows, blending and files as any encoder does.
 
     Args:
         encoder: That embeds the context.
@@ -47,9 +44,11 @@ class PredictionErrors(BaseEncoder):
         predictor: Trained with both.
     """
 
+    encoder: Encoder
+
     def __init__(self, encoder: Encoder, target_encoder: Encoder, predictor: Predictor) -> None:
-        super().__init__()
-        self.encoder, self.target_encoder, self.predictor = encoder, target_encoder, predictor
+        super().__init__(encoder)
+        self.target_encoder, self.predictor = target_encoder, predictor
         self.config: dict[str, Any] = {'prediction_errors_of': encoder.config}
         self.embed_dim = 2
         self.eval()
@@ -89,33 +88,6 @@ class PredictionErrors(BaseEncoder):
         if not isinstance(context, Encoder) or not isinstance(target, Encoder):
             raise InputError(f'{path} holds a timm model, which has no predictor.')
         return cls(context, target, predictor)
-
-    @property
-    def modalities(self) -> dict[str, Modality]:
-        """The modalities that it embeds, by name."""
-        return self.encoder.modalities
-
-    @property
-    def patch_sizes(self) -> dict[str, int]:
-        """Side of a patch, pixels, by modality."""
-        return self.encoder.patch_sizes
-
-    def check(self, batch: Batch) -> None:
-        """Refuse a batch that it cannot embed."""
-        self.encoder.check(batch)
-
-    def has_data(self, batch: Batch) -> Tensor:
-        """Which samples have a token that is there, (B,) boolean."""
-        return self.encoder.has_data(batch)
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Mean errors (B, 2) of a chip."""
-        errors: Tensor = self.forward_feature_map(batch).flatten(2).nanmean(dim=2)
-        return errors
-
-    def forward_depths(self, batch: Batch, num_depths: int = 3) -> Tensor:
-        """The same as `forward`: errors have no depth."""
-        return self.forward(batch)
 
     def forward_feature_map(self, batch: Batch, modality: str | None = None) -> Tensor:
         """Errors on the token grid of one modality.

@@ -15,6 +15,7 @@ const found = document.getElementById('found');
 const said = document.getElementById('said');
 let cursor = [Math.floor(data.rows / 2), Math.floor(data.columns / 2)];
 let chosen = null;
+let near = []; // cosine and row of what is most similar to it
 
 function lengthOf(row) {
   let square = 0;
@@ -82,7 +83,7 @@ function describe(row) {
 function draw() {
   marks.replaceChildren();
   if (chosen !== null) {
-    for (const [i, [, row]] of neighbours(chosen, data.count).entries())
+    for (const [i, [, row]] of near.entries())
       mark('near', ...placeOf(row), i + 1);
     mark('chosen', ...placeOf(chosen));
   }
@@ -97,8 +98,9 @@ function choose(y, x) {
     return;
   }
   chosen = row;
+  near = neighbours(row, data.count);
   said.textContent = `Most similar to ${describe(row)}:`;
-  found.replaceChildren(...neighbours(row, data.count).map(([score, other], i) => {
+  found.replaceChildren(...near.map(([score, other], i) => {
     const item = document.createElement('li');
     const text = document.createElement('span');
     text.textContent = `${i + 1}: cosine ${score.toFixed(4)} at ${describe(other)}`;

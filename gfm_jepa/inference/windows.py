@@ -83,6 +83,10 @@ class Windows:
                 names.append(scene.name)
         return torch.cat(embeddings), names
 
+    def close(self) -> None:
+        """Close the files."""
+        self.files.close()
+
     def _read(self, scene: Scene, row: int, col: int) -> dict[str, Any]:
         values = scene.read(self.files, row, col)
         return {**{n: torch.from_numpy(v)[None] for n, v in values.items()}, 'gsd': scene.gsd}

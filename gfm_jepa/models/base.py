@@ -85,3 +85,50 @@ class BaseEncoder(nn.Module, ABC):
                 f'embeds {", ".join(names)}; name at least one of them.'
             )
         return rasters
+
+
+class MapModel(BaseEncoder):
+    """Something other than features at each cell of a grid, as an encoder whose features it is.
+
+    So it goes through windows, blending and files as any encoder does. A subclass sets `embed_dim`
+    and writes `forward_feature_map`; what goes in is as its encoder says.
+
+    Args:
+        encoder: That it stands on.
+    """
+
+    def __init__(self, encoder: BaseEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """Those of the encoder."""
+        return self.encoder.modalities
+
+    @property
+    def patch_sizes(self) -> dict[str, int]:
+        """Those of the encoder."""
+        return self.encoder.patch_sizes
+
+    def check(self, batch: Batch) -> None:
+        """Refuse what the encoder refuses."""
+        self.encoder.check(batch)
+
+    def has_data(self, batch: Batch) -> Tensor:
+        """As the encoder says, (B,) boolean."""
+        return self.encoder.has_data(batch)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Mean over the cells of a chip that are there: (B, D)."""
+        mean: Tensor = self.forward_feature_map(batch).flatten(2).nanmean(dim=2)
+        return mean
+
+    def forward_depths(self, batch: Batch, num_depths: int = 3) -> Tensor:
+        """The same as `forward`: there are no depths."""
+        return self.forward(batch)
+
+
+def is_dated(value: Any) -> bool:
+    """Whether a batch's tensor is (B, T, C, H, W)."""
+    return isinstance(value, Tensor) and value.ndim == 5

@@ -1,6 +1,6 @@
 """A head on an encoder: what says a class."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,20 +176,46 @@ def load_classifier(path: str | Path) -> Classifier:
     Raises:
         InputError: If there is no such file, or it holds no head, or its parts do not fit.
     """
+
+    def make(encoder: BaseEncoder, facts: dict[str, Any]) -> ClassificationHead:
+        known = HeadFacts(**facts)
+        return ClassificationHead(feature_width(encoder, known.features), len(known.classes))
+
+    encoder, head, facts = load_head(
+        path, 'head', make, 'holds an encoder, but no head; name a checkpoint of gfm_jepa.tasks.'
+        'Classification, or what `gfm-jepa benchmark --save-head` wrote.',
+    )  # fmt: skip
+    return Classifier(encoder, head, HeadFacts(**facts))
+
+
+def load_head[T: nn.Module](
+    path: str | Path, key: str, make: Callable[[BaseEncoder, dict[str, Any]], T], lacks: str
+) -> tuple[BaseEncoder, T, dict[str, Any]]:
+    """Load encoder and head from a checkpoint of a task with labels.
+
+    Args:
+        path: The checkpoint.
+        key: Under which it says what its head is for.
+        make: Makes the head, for the encoder, from what is said.
+        lacks: What to say, after the path, where the key is not there.
+
+    Returns:
+        Encoder, head, and what the head is for.
+
+    Raises:
+        InputError: If there is no such file, or it holds no such head, or its parts do not fit.
+    """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f'There is no file {path}; name the checkpoint of a classifier.')
+        raise InputError(f'There is no file {path}; name the checkpoint of a trained head.')
     checkpoint = load_checkpoint(path)
-    if 'head' not in checkpoint:
-        raise InputError(
-            f'{path} holds an encoder, but no head; name a checkpoint of gfm_jepa.tasks.'
-            f'Classification, or what `gfm-jepa benchmark --save-head` wrote.'
-        )
-    facts, state = HeadFacts(**checkpoint['head']), checkpoint['state_dict']
+    if key not in checkpoint:
+        raise InputError(f'{path} {lacks}')
+    facts, state = dict(checkpoint[key]), checkpoint['state_dict']
     encoder = build(Source(checkpoint['encoder_config'], part_of(state, 'encoder.'), str(path)))
-    head = ClassificationHead(feature_width(encoder, facts.features), len(facts.classes))
+    head = make(encoder, facts)
     try:
         head.load_state_dict(part_of(state, 'head.'))
     except RuntimeError as error:
         raise InputError(f'The head of {path} does not fit its encoder; train it again.') from error
-    return Classifier(encoder, head, facts)
+    return encoder, head, facts

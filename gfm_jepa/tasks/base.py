@@ -21,6 +21,7 @@ from ..metrics import effective_rank, embedding_std, gradient_norm, mean_cosine
 from ..modalities import resolve_all
 from ..models import BaseEncoder, Encoder, TimmEncoder, build_encoder
 from ..models.band_matching import format_matches, match_bands
+from ..models.base import is_dated
 from ..models.block import Block
 from ..models.hub import from_pretrained
 from ..models.patch_embed import STEMS
@@ -374,11 +375,6 @@ def shard(task: PretrainTask, mesh: DeviceMesh) -> None:
             fully_shard(module, mesh=mesh)
     fully_shard(task, mesh=mesh)
     register_fsdp_forward_method(task, 'compute_loss')
-
-
-def is_dated(value: Any) -> bool:
-    """Whether a batch's tensor is (B, T, C, H, W)."""
-    return isinstance(value, Tensor) and value.ndim == 5
 
 
 def as_config[T](kind: type[T], value: T | Mapping[str, Any]) -> T:

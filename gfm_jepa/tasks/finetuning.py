@@ -14,6 +14,7 @@ from ..data.benchmarks import Benchmark
 from ..data.few_labels import labels_of_dataset
 from ..evaluation.benchmark import Finetuning, Tuned
 from ..models import BaseEncoder
+from ..models.heads import feature_width
 from ..models.hub import save_pretrained
 from ..views import Views
 from .base import EncoderConfig, OptimizerConfig
@@ -36,6 +37,7 @@ class Recipe:
         mixup: As in `HeadConfig`.
         fraction: Height and width of a training crop over the chip's, in pixels.
         scale: Share of the chip's area that a crop shows, at least.
+        features: What the head reads, as in `HeadConfig`.
         turns: Whether the test part is classified by the mean over flips and quarter turns.
     """
 
@@ -48,11 +50,13 @@ class Recipe:
     mixup: float = 0.0
     fraction: float = 1.0
     scale: float = 0.5
+    features: str = 'depths'
     turns: bool = True
 
     def describe(self) -> str:
         """The recipe in words, for a row of results."""
-        return ' '.join(f'{name}={value:g}' for name, value in vars(self).items())
+        shown = {k: v if isinstance(v, str) else f'{v:g}' for k, v in vars(self).items()}
+        return ' '.join(f'{name}={value}' for name, value in shown.items())
 
     def finetuning(self, num_workers: int = 0) -> Finetuning:
         """The protocol, for a `Plan`."""
@@ -93,7 +97,7 @@ def finetune(
             EncoderConfig(weights=str(save_pretrained(encoder, start))),
             optimizer=OptimizerConfig(lr=recipe.lr, weight_decay=recipe.weight_decay, warmup=0.1),
             head=HeadConfig(
-                features='depths', layer_decay=recipe.layer_decay,
+                features=recipe.features, layer_decay=recipe.layer_decay,
                 label_smoothing=recipe.label_smoothing, mixup=recipe.mixup,
                 multilabel=benchmark.multilabel, turns=recipe.turns,
             ),
@@ -109,7 +113,8 @@ def finetune(
     )  # fmt: skip
     last = folder / 'last.ckpt'
     trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.is_file() else None)
-    return Tuned(_classify(task, trainer, data), labels_of_dataset(benchmark.test))
+    width = feature_width(encoder, recipe.features)
+    return Tuned(_classify(task, trainer, data), labels_of_dataset(benchmark.test), width)
 
 
 def _classify(task: Classification, trainer: Trainer, data: BenchmarkDataModule) -> Tensor:

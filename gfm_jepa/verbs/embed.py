@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from .raster_arguments import add_window_arguments
+
 
 def main(words: Sequence[str]) -> None:
     """Embed scenes."""
@@ -17,14 +19,10 @@ def main(words: Sequence[str]) -> None:
     add('weights', help='checkpoint, folder, bundled name or Hub id')
     add('inputs', nargs='+', help='rasters, folders, URLs, or one index; NAME=PATH states what')
     add('-o', '--output', type=Path, required=True, help='what to write')
-    add('--window', type=int, help='pixels; 128 by default, an index has its own')
-    add('--overlap', type=int, help='pixels; a quarter of the window, none for chips')
-    add('--batch-size', type=int, default=16, help='windows at once')
+    add_window_arguments(parser)
     add('--ground', help='modality whose ground is mapped')
     add('--pca', type=int, help='principal components to write')
     add('--int8', action='store_true', help='8 bits a value, with scale and offset')
-    add('--overwrite', action='store_true', help='replace what is there')
-    add('--device', default='cpu', help='such as cuda; under torchrun, one each')
     args = parser.parse_args(words)
     from ..inference.embed import EmbedSettings, embed
     from ..models.hub import from_pretrained

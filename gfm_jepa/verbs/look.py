@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,15 +52,15 @@ def main(words: Sequence[str]) -> None:
         raise InputError(f'{args.weights} is a timm model; its inside is not drawn.')
     scenes, _ = find_scenes(args.inputs, encoder.modalities, encoder.patch_sizes, args.window)
     make_folder(args.output)
-    windows = Windows(encoder, scenes, args.windows, args.seed)
-    for name in args.figures or FIGURES:
-        try:
-            save(_draw(name, args, encoder, windows), args.output / f'{name}.png')
-            print(args.output / f'{name}.png')
-        except InputError as error:
-            if args.figures:
-                raise
-            print(f'{name} is left out: {error}')
+    with closing(Windows(encoder, scenes, args.windows, args.seed)) as windows:
+        for name in args.figures or FIGURES:
+            try:
+                save(_draw(name, args, encoder, windows), args.output / f'{name}.png')
+                print(args.output / f'{name}.png')
+            except InputError as error:
+                if args.figures:
+                    raise
+                print(f'{name} is left out: {error}')
 
 
 def _draw(name: str, args: argparse.Namespace, encoder: 'Encoder', windows: 'Windows') -> 'Figure':

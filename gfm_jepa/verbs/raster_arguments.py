@@ -1,4 +1,4 @@
-"""Which chips to take: what `index` and `cache` ask for alike."""
+"""What verbs ask for alike: which chips to take, and how windows go over scenes."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -27,3 +27,13 @@ def filter_of(args: argparse.Namespace) -> 'ChipFilter':
     from ..data.chips import ChipFilter
 
     return ChipFilter(args.min_valid, args.max_cloud, args.start, args.end, args.area)
+
+
+def add_window_arguments(parser: argparse.ArgumentParser) -> None:
+    """What embed and segment have in common."""
+    add = parser.add_argument
+    add('--window', type=int, help='pixels; 128 by default, an index has its own')
+    add('--overlap', type=int, help='pixels; a quarter of the window, none for chips')
+    add('--batch-size', type=int, default=16, help='windows at once')
+    add('--overwrite', action='store_true', help='replace what is there')
+    add('--device', default='cpu', help='such as cuda; under torchrun, one each')

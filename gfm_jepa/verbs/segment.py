@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from .raster_arguments import add_window_arguments
+
 
 def main(words: Sequence[str]) -> None:
     """Map answers."""
@@ -17,12 +19,8 @@ def main(words: Sequence[str]) -> None:
     add('head', help='checkpoint of SemanticSegmentation or PixelwiseRegression')
     add('inputs', nargs='+', help='rasters or folders; NAME=PATH states what')
     add('-o', '--output', type=Path, required=True, help='.tif, or a folder for several scenes')
-    add('--window', type=int, help='pixels; 128 by default')
-    add('--overlap', type=int, help='pixels; a quarter of the window by default')
-    add('--batch-size', type=int, default=16, help='windows at once')
+    add_window_arguments(parser)
     add('--probabilities', action='store_true', help='of each class, a band each')
-    add('--overwrite', action='store_true', help='replace what is there')
-    add('--device', default='cpu', help='such as cuda')
     args = parser.parse_args(words)
     from ..errors import InputError
     from ..inference.embed import EmbedSettings, embed
