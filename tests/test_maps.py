@@ -191,6 +191,30 @@ def test_pixels_of_two_scenes_are_compared_without_light_and_units(tmp_path, wri
     assert '--modality' in capfd.readouterr().err
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'uint8'])
+def test_beyond_a_scene_without_nodata_nothing_is_there(tmp_path, write_raster, capfd, dtype):
+    torch.manual_seed(0)
+    encoder = Encoder([sensor('optical', 3)], 8, 16, 1, 2, stem='conv').eval()
+    save_pretrained(encoder, tmp_path / 'weights')
+    values = 20 + np.abs(smooth(3, 64, 64)).clip(0, 200)
+    write_raster(tmp_path / 'a.tif', values=values, dtype=dtype)
+    for name, east in (('beside', 480), ('far', 9000)):
+        origin = (500000.0 + east, 5000000.0)
+        write_raster(tmp_path / f'{name}.tif', values=values, dtype=dtype, origin=origin)
+    words = ['--weights', str(tmp_path / 'weights'), '-o', str(tmp_path / 'c.tif')]
+    a = str(tmp_path / 'a.tif')
+    assert main(['change', a, str(tmp_path / 'beside.tif'), *words]) == 0
+    found, _, _ = read(tmp_path / 'c.tif')
+    shared = 64 - 48
+    assert np.isfinite(found[0]).sum() == 64 * shared and np.isfinite(found[0, :, -shared:]).all()
+    capfd.readouterr()
+    assert main(['change', a, str(tmp_path / 'far.tif'), *words]) == 2
+    assert 'no place that has data at both dates' in capfd.readouterr().err
+    write_raster(tmp_path / 'nowhere.tif', values=values, dtype=dtype, epsg=None)
+    assert main(['change', a, str(tmp_path / 'nowhere.tif'), *words]) == 2
+    assert 'states no coordinate reference system' in capfd.readouterr().err
+
+
 def test_pixel_change_is_the_same_in_tiles_and_refuses_what_it_cannot(monkeypatch):
     torch.manual_seed(0)
     encoder = Encoder([sensor('optical', 3)], 8, 16, 1, 2, stem='conv').eval()

@@ -12,7 +12,7 @@ from rasterio.vrt import WarpedVRT
 
 from ..data.raster_files import reason
 from ..errors import InputError
-from .embeddings import EmbeddedTable, EmbeddingMap, Embeddings, sample
+from .embeddings import EmbeddedTable, EmbeddingMap, Embeddings, require_crs, sample
 
 MOST = 100_000  # places that centres are fitted to
 NONE = 255  # no data
@@ -117,14 +117,13 @@ def read_on(embeddings: EmbeddingMap, path: Path, how: Resampling) -> NDArray[np
     """First band of a raster on the grid of a map: (count,), -1 where there is none."""
     grid = embeddings.target
     try:
-        with (
-            rasterio.open(path) as source,
-            WarpedVRT(source, crs=grid.crs, transform=grid.transform, width=grid.width,
-                      height=grid.height, resampling=how, add_alpha=False, nodata=-1,
-                      dtype='float64') as warped,
-        ):  # fmt: skip
-            values: NDArray[np.float64] = warped.read(1).ravel()
-            return values
+        with rasterio.open(path) as source:
+            require_crs(source)
+            with WarpedVRT(source, crs=grid.crs, transform=grid.transform, width=grid.width,
+                           height=grid.height, resampling=how, add_alpha=False, nodata=-1,
+                           dtype='float64') as warped:  # fmt: skip
+                values: NDArray[np.float64] = warped.read(1).ravel()
+                return values
     except RasterioError as error:
         raise InputError(f'{path} cannot be read ({reason(error)}).') from error
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
+from rasterio.enums import MaskFlags, Resampling
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
@@ -138,7 +138,9 @@ class EmbeddingMap:
 
     def _read(self, source: Any, window: Window) -> Any:
         try:
-            return source.read(window=window, masked=True)
+            # By number: a warped raster may have an alpha band behind its own.
+            numbers = list(range(1, len(self.names) + 1))
+            return source.read(numbers, window=window, masked=True)
         except RasterioError as error:
             raise InputError(
                 f'{self.path} is broken ({reason(error)}); write it again with `gfm-jepa embed`.'
@@ -147,9 +149,31 @@ class EmbeddingMap:
     def _warped(self, source: Any) -> Any:
         if self.like is None:
             return source
-        grid = self.like.grid
-        return WarpedVRT(source, crs=grid.crs, transform=grid.transform, width=grid.width,
-                         height=grid.height, resampling=Resampling.nearest)  # fmt: skip
+        return warped_to(source, self.like.grid, Resampling.nearest)
+
+
+def warped_to(source: rasterio.DatasetReader, grid: Grid, how: Resampling) -> WarpedVRT:
+    """A raster on another grid; beyond its own ground a masked read says that nothing is there."""
+    beyond: dict[str, Any] = {}
+    if all(flags == [MaskFlags.all_valid] for flags in source.mask_flag_enums):
+        # Nothing in the raster says so: NaN does, and an alpha band where there is no NaN.
+        floating = np.dtype(source.dtypes[0]).kind == 'f'
+        beyond = {'nodata': np.nan} if floating else {'add_alpha': True}
+    return WarpedVRT(source, crs=grid.crs, transform=grid.transform, width=grid.width,
+                     height=grid.height, resampling=how, **beyond)  # fmt: skip
+
+
+def require_crs(source: rasterio.DatasetReader) -> None:
+    """Refuse a raster of which nobody says where it lies.
+
+    Raises:
+        InputError: If it states no coordinate reference system.
+    """
+    if source.crs is None:
+        raise InputError(
+            f'{source.name} states no coordinate reference system, so that its place is not known; '
+            f'give it one, such as with rio edit-info --crs.'
+        )
 
 
 @dataclass(frozen=True)
@@ -257,12 +281,15 @@ def open_map(path: Path) -> EmbeddingMap:
     Raises:
         InputError: If it is none.
     """
-    if path.suffix not in ('.tif', '.tiff') or not path.is_file():
+    if not path.is_file():
+        raise InputError(f'There is no file {path}; check the path.')
+    if path.suffix not in ('.tif', '.tiff'):
         raise InputError(
             f'{path} is not a .tif or .parquet of embeddings; write one with `gfm-jepa embed`.'
         )
     try:
         with rasterio.open(path) as source:
+            require_crs(source)
             grid = Grid(source.crs, source.transform, source.width, source.height)
             names = tuple(d or f'd{i}' for i, d in enumerate(source.descriptions))
             return EmbeddingMap(path, grid, names, tuple(source.scales), tuple(source.offsets))

@@ -15,15 +15,15 @@ from affine import Affine
 from matplotlib import colormaps
 from matplotlib.image import imsave
 from numpy.typing import NDArray
-from rasterio.enums import MaskFlags, Resampling
+from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
-from rasterio.vrt import WarpedVRT
 
 from ..data.class_tags import class_names, colour_of
+from ..data.grids import Grid
 from ..data.raster_files import reason
 from ..errors import InputError
 from .clusters import normalised, read_on
-from .embeddings import EmbeddingMap, sample
+from .embeddings import EmbeddingMap, require_crs, sample, warped_to
 
 MOST_CELLS = 20_000  # of a page: its vectors are 32 bytes each
 WIDTH = 32  # components of a vector
@@ -183,20 +183,17 @@ def _scene(embeddings: EmbeddingMap, path: Path, step: int) -> NDArray[np.uint8]
     grid = embeddings.target
     rows, columns = -(-grid.height // step), -(-grid.width // step)
     finer = max(FINEST // max(rows, columns), 1)  # pixels of the picture a shown cell
-    transform = grid.transform @ Affine.scale(step / finer)
     height, width = rows * finer, columns * finer
+    shown = Grid(grid.crs, grid.transform @ Affine.scale(step / finer), width, height)
     try:
-        with (
-            rasterio.open(path) as source,
-            # Beyond a raster that states no nodata, only an alpha band says that nothing is there.
-            WarpedVRT(source, crs=grid.crs, transform=transform, width=width, height=height,
-                      resampling=Resampling.average, add_alpha=_opaque(source)) as warped,
-        ):  # fmt: skip
+        with rasterio.open(path) as source:
+            require_crs(source)
             known = {(d or '').lower(): i + 1 for i, d in enumerate(source.descriptions)}
             named = [next((known[n.lower()] for n in names if n.lower() in known), 0)
                      for names in RED_GREEN_BLUE]  # fmt: skip
             bands = named if all(named) else [min(i, source.count) for i in (1, 2, 3)]
-            raw = warped.read(bands, masked=True)
+            with warped_to(source, shown, Resampling.average) as warped:
+                raw = warped.read(bands, masked=True)
     except RasterioError as error:
         raise InputError(f'{path} cannot be read ({reason(error)}).') from error
     values = raw.filled(0).astype(np.float32)
@@ -209,11 +206,6 @@ def _scene(embeddings: EmbeddingMap, path: Path, step: int) -> NDArray[np.uint8]
     picture[..., :3] = np.nan_to_num(255 * share).transpose(1, 2, 0)
     picture[..., 3] = 255 * there
     return picture
-
-
-def _opaque(source: rasterio.DatasetReader) -> bool:
-    """Whether a raster has neither nodata nor a mask."""
-    return all(flags == [MaskFlags.all_valid] for flags in source.mask_flag_enums)
 
 
 def _png(picture: NDArray[np.uint8]) -> str:
