@@ -63,16 +63,18 @@ class Search:
         if self.index is not None:
             similar, numbers = self.index.search(wanted.numpy(), k)
         else:
-            best, at = self._exact(wanted, k)
+            best, at = self._exact(wanted.numpy(), k)
             similar, numbers = best.numpy(), at.numpy()
         single = np.ndim(query) == 1
         return (similar[0], numbers[0]) if single else (similar, numbers)
 
-    def _exact(self, wanted: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _exact(self, wanted: Float, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Matrix products chunk by chunk, of each of which only the best stay."""
         best, at = [], []
-        for start in range(0, len(self.unit), CHUNK):
-            similar = wanted @ self.unit[start : start + CHUNK].mT
+        unit = self.unit.numpy()
+        for start in range(0, len(unit), CHUNK):
+            # numpy's product with a single vector takes a third of the time of torch's.
+            similar = torch.from_numpy(wanted @ unit[start : start + CHUNK].T)
             top = similar.topk(min(k, similar.shape[1]), dim=1)
             best.append(top.values)
             at.append(top.indices + start)

@@ -23,6 +23,7 @@ from .scenes import Scene
 from .tiling import Cells, Strip, Tiling
 
 SIDE = 256  # cells of a block that is blended and written at once
+COG_SIDE = 512  # of a block of a finished map: overviews of smaller ones take GDAL 3 times as long
 CHUNK = 128  # cells of a zarr chunk; it divides SIDE
 
 # Projected values by block.
@@ -74,7 +75,8 @@ def write_cog(
     plain = path.with_name(f'{path.stem}.plain.tif')
     names = projection.names
     # Small maps have small blocks; GeoTIFF wants multiples of 16.
-    side = min(SIDE, -(-max(grid.width, grid.height) // 16) * 16)
+    whole = -(-max(grid.width, grid.height) // 16) * 16
+    side = min(SIDE, whole)
     try:
         with gdal():
             with rasterio.open(
@@ -94,9 +96,9 @@ def write_cog(
                     window = Window(cells.left, cells.top, cells.width, cells.height)
                     target.write(values, window=window)
             rasterio.shutil.copy(
-                plain, path, driver='COG', blocksize=max(side, 128), compress='ZSTD', level=1,
-                predictor='YES', bigtiff='YES', interleave='TILE',
-                resampling=projection.overviews,
+                plain, path, driver='COG', blocksize=min(COG_SIDE, max(whole, 128)),
+                compress='ZSTD', level=1, predictor='YES', bigtiff='YES', interleave='TILE',
+                resampling=projection.overviews, num_threads='ALL_CPUS',
             )  # fmt: skip
             _require_whole(path)
     except (RasterioError, CPLE_BaseError) as error:
