@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,12 @@ def write_cog(
                     target.offsets = projection.offset.tolist()
                 if projection.colours:
                     target.write_colormap(1, projection.colours)
-                for cells, values in blocks:
+                for cells, values in _ahead(blocks):
                     window = Window(cells.left, cells.top, cells.width, cells.height)
                     target.write(values, window=window)
             rasterio.shutil.copy(
                 plain, path, driver='COG', blocksize=min(COG_SIDE, max(whole, 128)),
-                compress='ZSTD', level=1, predictor='YES', bigtiff='YES', interleave='TILE',
+                compress='ZSTD', level=1, bigtiff='YES', interleave='TILE',
                 resampling=projection.overviews, num_threads='ALL_CPUS',
             )  # fmt: skip
             _require_whole(path)
@@ -106,6 +107,15 @@ def write_cog(
         raise OSError('No space left' if full else reason(error)) from error
     finally:
         plain.unlink(missing_ok=True)
+
+
+def _ahead(blocks: Blocks) -> Blocks:
+    """The same blocks; while one is written, a thread blends the next."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = pool.submit(next, blocks, None)
+            yield block
 
 
 def _require_whole(path: Path) -> None:
@@ -152,7 +162,7 @@ def write_zarr(
             y = grid.transform.f + (np.arange(grid.height) + 0.5) * grid.transform.e
             root.create_array('x', data=x, dimension_names=['x'])
             root.create_array('y', data=y, dimension_names=['y'])
-        for cells, values in blocks:
+        for cells, values in _ahead(blocks):
             rows = slice(cells.top, cells.top + cells.height)
             array[:, rows, cells.left : cells.left + cells.width] = values
 

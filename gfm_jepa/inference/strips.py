@@ -107,10 +107,12 @@ def _finish(done: deque[tuple[Future[None], int]], bar: Any) -> None:
 
 def _read(scene: Scene, files: OpenFiles, strip: Strip) -> dict[str, Any]:
     """The windows of a strip: (n, C, H, W) by modality, and ``gsd``."""
-    windows = [scene.read(files, int(row), int(col)) for row, col in strip.corners]
-    batch: dict[str, Any] = {
-        name: torch.from_numpy(np.stack([w[name] for w in windows])) for name in scene.gsd
-    }
+    batch: dict[str, Any] = {}
+    for i, (row, col) in enumerate(strip.corners):
+        for name, values in scene.read(files, int(row), int(col)).items():
+            if i == 0:
+                batch[name] = torch.empty(len(strip.corners), *values.shape)
+            batch[name][i] = torch.from_numpy(values)
     return {**batch, 'gsd': scene.gsd}
 
 
