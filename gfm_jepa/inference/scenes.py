@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import shapely
 from numpy.typing import NDArray
+from rasterio.windows import Window
 
 from ..data.chips import ChipFilter, LeftOut
 from ..data.finding import Found, find_rasters
@@ -71,17 +72,42 @@ class Scene:
         Raises:
             InputError: If a file cannot be read.
         """
+        return {k: v[0] for k, v in self.read_row(files, row, [col]).items()}
+
+    def read_row(self, files: OpenFiles, row: int, cols: Sequence[int]) -> dict[str, Float]:
+        """Read windows side by side, what they share once: (n, C, H, W) by modality, as `read`.
+
+        Args:
+            files: To read from.
+            row: First row of all.
+            cols: First column of each, ascending.
+        """
         found = {}
         for layer in self.layers:
-            values = files.read(layer.files[0], layer.grids[0], layer.at(0, row, col))
-            for i in range(1, len(layer.files)):
-                missing = np.isnan(values).all(axis=0)
-                if not missing.any():
-                    break
-                more = files.read(layer.files[i], layer.grids[i], layer.at(i, row, col))
-                values[:, missing] = more[:, missing]
-            found[layer.name] = values
+            starts = [int(layer.at(0, row, c).col_off - layer.at(0, row, cols[0]).col_off)
+                      for c in cols]  # fmt: skip
+            values = self._read_wide(files, layer, row, cols[0], starts[-1])
+            windows = np.empty((len(cols), *values.shape[:2], layer.size), np.float32)
+            for window, start in zip(windows, starts, strict=True):
+                window[:] = values[:, :, start : start + layer.size]
+            found[layer.name] = windows
         return found
+
+    def _read_wide(self, files: OpenFiles, layer: Layer, row: int, col: int, more: int) -> Float:
+        """A window of a layer that goes on to the right for some pixels more."""
+
+        def read(number: int) -> Float:
+            at = layer.at(number, row, col)
+            window = Window(at.col_off, at.row_off, at.width + more, at.height)
+            return files.read(layer.files[number], layer.grids[number], window)
+
+        values = read(0)
+        for number in range(1, len(layer.files)):
+            missing = np.isnan(values).all(axis=0)
+            if not missing.any():
+                break
+            values[:, missing] = read(number)[:, missing]
+        return values
 
     def describe(self) -> str:
         """Which file feeds which modality."""

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from ..data.open_files import OpenFiles
+from ..data.raster_files import Float
 from ..models import BaseEncoder
 from .ground_features import embed_windows
 from .scenes import Scene
@@ -85,7 +86,7 @@ def embed_strips(
     ):  # fmt: skip
         try:
             for job, strip in missing:
-                windows = reader.submit(_read, job.scene, files, strip)
+                windows = reader.submit(_read, job, files, strip)
                 one = workers.submit(_embed_strip, encoder, job, strip, windows, work, batch_size)
                 done.append((one, job.pixels(strip)))
                 if len(done) > threads + 1:  # bounds what waits in memory
@@ -105,15 +106,21 @@ def _finish(done: deque[tuple[Future[None], int]], bar: Any) -> None:
     bar.update(pixels)
 
 
-def _read(scene: Scene, files: OpenFiles, strip: Strip) -> dict[str, Any]:
+def _read(job: Job, files: OpenFiles, strip: Strip) -> dict[str, Any]:
     """The windows of a strip: (n, C, H, W) by modality, and ``gsd``."""
-    batch: dict[str, Any] = {}
-    for i, (row, col) in enumerate(strip.corners):
-        for name, values in scene.read(files, int(row), int(col)).items():
-            if i == 0:
-                batch[name] = torch.empty(len(strip.corners), *values.shape)
-            batch[name][i] = torch.from_numpy(values)
-    return {**batch, 'gsd': scene.gsd}
+    scene = job.scene
+    # Windows of a map overlap along a row; chips may be far apart, and each is read alone.
+    rows = strip.corners[:, None] if job.tiling is None else strip.corners[None]
+    parts = [scene.read_row(files, int(some[0, 0]), some[:, 1].tolist()) for some in rows]
+    return {
+        **{name: torch.from_numpy(_joined([p[name] for p in parts])) for name in scene.gsd},
+        'gsd': scene.gsd,
+    }
+
+
+def _joined(parts: Sequence[Float]) -> Float:
+    """One after the other; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _embed_strip(
