@@ -12,6 +12,7 @@ from mapping import OPTICAL, RADAR, read, save_encoder, smooth, there
 
 from gfm_jepa import InputError, save_pretrained
 from gfm_jepa.cli import main
+from gfm_jepa.data.grids import to_degrees
 from gfm_jepa.evaluation import pixel_change
 from gfm_jepa.evaluation.anomalies import shrunk_covariance
 from gfm_jepa.evaluation.change import otsu, ranking
@@ -113,6 +114,33 @@ def test_exact_search_is_that_of_all_products(monkeypatch):
     products = queries / np.linalg.norm(queries, axis=1, keepdims=True) @ unit.T
     assert (numbers == np.argsort(-products, axis=1)[:, :7]).all()
     assert np.allclose(similar, np.sort(products, axis=1)[:, :-8:-1], atol=1e-6)
+
+
+def test_bands_that_do_not_go_together_are_found(tmp_path, write_raster, capfd):
+    rng = np.random.default_rng(0)
+    ground = rng.normal(1500, 300, (1, 256, 320))
+    values = np.concatenate([ground * (0.5 + 0.2 * i) for i in range(4)])
+    values += rng.normal(0, 60, values.shape)  # each band's own
+    values[2, 64:96, 128:160] = np.roll(values[2, 64:96, 128:160], 6, axis=1)
+    values[:, :32, :48] = 0  # one cell is not there, and half of the next
+    names = ['B02', 'B03', 'B04', 'B08']
+    write_raster(tmp_path / 's2.tif', values=values, nodata=0, names=names)
+    said = verb(capfd, 'anomalies', tmp_path / 's2.tif', '--bands', 's2_l2a', '--window', 64, '-o',
+                tmp_path / 'odd.tif')  # fmt: skip
+    with rasterio.open(tmp_path / 'odd.tif') as file:
+        scores, x, y = file.read(1), *file.xy(2, 4)
+    assert scores.shape == (8, 10) and np.isnan(scores).sum() == 1 and np.isnan(scores[0, 0])
+    assert np.nanargmax(scores) == 2 * 10 + 4
+    assert scores[2, 4] > 2 * np.nanpercentile(scores, 95)
+    assert np.allclose(
+        to_degrees('EPSG:32633').transform(x, y), said['mahalanobis'][0][1:], atol=1e-5
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['odd.png', 'odd.tif', 's2.tif']
+    base = ['anomalies', str(tmp_path / 's2.tif'), '--bands']
+    assert main([*base, 'dem', '-o', str(tmp_path / 'a.tif')]) == 2
+    assert 'dem has one band' in capfd.readouterr().err
+    assert main([*base, 's2_l2a', '-o', str(tmp_path / 'a.parquet')]) == 2
+    assert 'should end in .tif' in capfd.readouterr().err
 
 
 def test_anomalies_rank_the_odd_spot_first(halves, capfd):

@@ -10,26 +10,35 @@ def main(words: Sequence[str]) -> None:
     """Score places."""
     parser = argparse.ArgumentParser(
         'gfm-jepa anomalies', description='Distance of embeddings to those of the training data '
-        '(Mahalanobis, nearest neighbours), or, with --predictor, how badly an I-JEPA predicts '
-        'each place of rasters from the others. The last line is JSON: the highest scores.',
+        '(Mahalanobis, nearest neighbours); with --predictor, how badly an I-JEPA predicts each '
+        'place of rasters from the others; with --bands, how unlike elsewhere the bands of rasters '
+        'go together (shifted bands, stripes). The last line is JSON: the highest scores.',
     )  # fmt: skip
     add = parser.add_argument
-    add('inputs', nargs='+', help='.tif or .parquet of embeddings; rasters with --predictor')
+    add('inputs', nargs='+', help='.tif or .parquet of embeddings, or rasters')
     add('-o', '--output', type=Path, required=True, help='.tif or .parquet')
-    add('--train', type=Path, help='embeddings that count as normal; the input itself by default')
+    add('--train', type=Path, help='what counts as normal, of the same kind; by default the input')
     add('--neighbours', type=int, default=5, help='that the distance to neighbours is a mean of')
     add('--predictor', type=Path, help='checkpoint of an I-JEPA, whose prediction error is mapped')
+    add('--bands', metavar='MODALITY', help='compare the bands of rasters of this modality')
     add('--window', type=int, help='of the rasters, pixels; 128 by default')
     add('--overwrite', action='store_true', help='replace what is there, with --predictor')
     add('--picture', type=Path, help='PNG; beside the output by default')
     args = parser.parse_args(words)
     from ..errors import InputError
-    from ..evaluation.anomalies import highest, score_anomalies
+    from ..evaluation.anomalies import highest, score_anomalies, score_bands
     from ..evaluation.embeddings import Embeddings, open_embeddings, open_map, require_like
     from ..evaluation.map_figures import score_maps
     from ..evaluation.plots import save
 
-    if args.predictor:
+    if args.bands and args.predictor:
+        raise InputError('Give --bands or --predictor, not both.')
+    if args.bands:
+        known = [str(args.train)] if args.train else None
+        errors = score_bands(args.bands, args.inputs, args.output, known, args.window)
+        shown: Embeddings = errors
+        scores = {name: errors.column(i) for i, name in enumerate(errors.names)}
+    elif args.predictor:
         from ..evaluation.prediction_errors import FEATURES, PredictionErrors
         from ..inference.embed import EmbedSettings, embed
 
@@ -42,14 +51,14 @@ def main(words: Sequence[str]) -> None:
         embed(model, args.inputs, args.output, settings, names=FEATURES)
         errors = open_map(args.output)
         scores = {name: errors.column(i) for i, name in enumerate(errors.names)}
-        shown: Embeddings = errors
+        shown = errors
     else:
         if len(args.inputs) > 1:
             raise InputError('Give one file of embeddings; several rasters go with --predictor.')
         shown = open_embeddings(Path(args.inputs[0]))
         require_like(args.output, shown)
-        known = open_embeddings(args.train) if args.train else None
-        scores = score_anomalies(shown, known, args.neighbours)
+        normal = open_embeddings(args.train) if args.train else None
+        scores = score_anomalies(shown, normal, args.neighbours)
         shown.write(args.output, scores)
     picture = args.picture or args.output.with_suffix('.png')
     save(score_maps(shown, scores, 'anomalies', _LABELS), picture)
