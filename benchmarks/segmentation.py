@@ -2,7 +2,9 @@
 
     python benchmarks/segmentation.py WEIGHTS --root DIR --modalities s2_l2a s1 dem -o rows.csv
 
-DIR holds a folder a place, with LULC beside the other rasters. Methods: the frozen encoder with a
+DIR holds a folder a place, with LULC beside the other rasters. With --halves the western half of
+every place is known and the eastern one held out, which asks what the features are worth where all
+classes are known. Methods: the frozen encoder with a
 linear and with a UPerNet head, logistic regression of each pixel's bands, and a U-Net (ResNet-18)
 from scratch. Minutes are those of one process's CPU time, without reading, so that what else runs
 on the machine does not count. Prints mean intersection over union of all held-out chips together,
@@ -11,14 +13,17 @@ over the classes that they have, with its 95 % bootstrap interval over chips.
 
 import argparse
 import csv
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 import segmentation_models_pytorch as smp
 import torch
+from rasterio.windows import Window
 from torch import Tensor, nn
 
 from gfm_jepa import InputError, from_pretrained
@@ -152,8 +157,33 @@ def pixel_regression(encoder: Encoder, first: str, chips: Rasters, seed: int) ->
     return answer
 
 
-def run(args: argparse.Namespace) -> dict[str, Counts]:
-    """All methods on each place held out; counts of all its chips, by method."""
+def folds(
+    places: Sequence[Path], halves: bool, folder: Path
+) -> Iterable[tuple[str, list[Path], list[Path]]]:
+    """Name, known and held-out folders: each place once, or the halves of all."""
+    if not halves:
+        for place in places:
+            yield place.name, [p for p in places if p != place], [place]
+        return
+    for place in places:
+        for file in place.glob('*.tif'):
+            with rasterio.open(file) as source:
+                middle = source.width // 2
+                for side, left, width in (('west', 0, middle), ('east', middle, source.width)):
+                    window = Window(left, 0, width - left, source.height)
+                    profile = {**source.profile, 'width': window.width, 'tiled': False,
+                               'transform': source.window_transform(window)}  # fmt: skip
+                    profile.pop('blockxsize', None), profile.pop('blockysize', None)
+                    target = folder / side / place.name / file.name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with rasterio.open(target, 'w', **profile) as half:
+                        half.write(source.read(window=window))
+                        half.descriptions = source.descriptions
+    yield 'halves', [folder / 'west'], [folder / 'east']
+
+
+def run(args: argparse.Namespace, folder: Path) -> dict[str, Counts]:
+    """All methods on what is held out; counts of all its chips, by method."""
     places = sorted(p for p in args.root.glob(args.places) if p.is_dir() and any(p.glob('*LULC*')))
     if len(places) < 2:
         raise InputError(f'{args.root} has {len(places)} folders with LULC; expected two or more.')
@@ -162,19 +192,18 @@ def run(args: argparse.Namespace) -> dict[str, Counts]:
     assert isinstance(encoder, Encoder)
     first = args.modalities[0]
     found: dict[str, list[Counts]] = {}
-    for place in places:
-        others = [p for p in places if p != place]
+    for name, others, some in folds(places, args.halves, folder):
         known = Rasters(others, modalities, CHIP, CHIP // 2)
-        held = Rasters([place], modalities, CHIP, CHIP)
+        held = Rasters(some, modalities, CHIP, CHIP)
         answers = {
             'pixel regression': pixel_regression(encoder, first, known, args.seed),
             'U-Net from scratch': unet(encoder, first, known, args.minutes, args.seed),
             **heads(encoder, first, known, args.minutes, args.seed),
         }
-        for name, answer in answers.items():
+        for method, answer in answers.items():
             counts = count(answer, held)
-            print(f'{place.name}: {name} {100 * mean_iou(counts.sum(axis=0)):.1f} %', flush=True)
-            found.setdefault(name, []).append(counts)
+            print(f'{name}: {method} {100 * mean_iou(counts.sum(axis=0)):.1f} %', flush=True)
+            found.setdefault(method, []).append(counts)
     return {name: np.concatenate(counts) for name, counts in found.items()}
 
 
@@ -185,15 +214,19 @@ def main() -> None:
     parser.add_argument('--places', default='terramesh_*', help='pattern of their names')
     parser.add_argument('--modalities', nargs='+', default=['s2_l2a'], help='the first gives bands')
     parser.add_argument('--minutes', type=float, default=2.0, help='CPU minutes of each training')
+    parser.add_argument('--halves', action='store_true', help='hold out halves, not places')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('-o', '--output', type=Path, required=True, help='CSV to write')
     args = parser.parse_args()
     rows = []
-    for name, counts in run(args).items():
+    with tempfile.TemporaryDirectory() as folder:
+        found = run(args, Path(folder))
+    for name, counts in found.items():
         value, (low, high) = mean_iou(counts.sum(axis=0)), interval(counts)
         rows.append({
             'method': name, 'mean_iou': f'{value:.4f}', 'low': f'{low:.4f}',
-            'high': f'{high:.4f}', 'chips': len(counts), 'minutes': args.minutes,
+            'high': f'{high:.4f}', 'chips': len(counts),
+            'held_out': 'halves' if args.halves else 'places', 'minutes': args.minutes,
             'modalities': ' '.join(args.modalities), 'weights': args.weights, 'seed': args.seed,
         })  # fmt: skip
         print(f'{name:<20} {100 * value:5.1f} % ({100 * low:.1f} to {100 * high:.1f})')

@@ -133,6 +133,10 @@ def run_benchmark(
             embedding is not finite.
     """
     facts = benchmark_facts(benchmark) | {'seed': plan.seed, 'versions': versions()}
+    if benchmark.target != 'label' and (other := set(plan.protocols) - {'linear'}):
+        rank_zero_info(
+            f'{benchmark.name} has a class for every pixel: {", ".join(sorted(other))} left out.'
+        )
     for method in contest.methods(benchmark):
         told = facts | {
             'method': method.name, 'features': method.features, 'weights': method.weights,

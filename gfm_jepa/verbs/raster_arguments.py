@@ -34,6 +34,6 @@ def add_window_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('--window', type=int, help='pixels; 128 by default, an index has its own')
     add('--overlap', type=int, help='pixels; a quarter of the window, none for chips')
-    add('--batch-size', type=int, default=16, help='windows at once')
+    add('--batch-size', type=int, help='windows at once; by the size of a window by default')
     add('--overwrite', action='store_true', help='replace what is there')
     add('--device', default='cpu', help='such as cuda; under torchrun, one each')
