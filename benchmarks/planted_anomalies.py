@@ -71,7 +71,8 @@ def shifted_band(chip: Tensor, generator: torch.Generator) -> Tensor:
 
 def scores(
     encoder: BaseEncoder, model: PredictionErrors | None, known: KnownEmbeddings,
-    pairs: tuple[BandCorrelations, KnownEmbeddings], chips: Tensor, name: str, gsd: float,
+    deep: KnownEmbeddings, pairs: tuple[BandCorrelations, KnownEmbeddings], chips: Tensor,
+    name: str, gsd: float,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Every score of chips, (N,) each."""
     found: dict[str, list[np.ndarray]] = {}
@@ -80,6 +81,8 @@ def scores(
         with torch.inference_mode():
             values = encoder(batch).numpy()
             one = {'mahalanobis': known.mahalanobis(values), 'nearest': known.nearest(values)}
+            depths = encoder.forward_depths(batch).numpy()
+            one['depths'] = deep.mahalanobis(depths)
             one['bands'] = pairs[1].mahalanobis(pairs[0](batch).numpy())
             if model is not None:
                 errors = model(batch).numpy()
@@ -110,9 +113,12 @@ def main() -> None:
     with torch.inference_mode():
         embedded = [encoder({name: p, 'gsd': {name: gsd}}) for p in train.split(16)]
     known = KnownEmbeddings(torch.cat(embedded).numpy())
+    with torch.inference_mode():
+        depths = [encoder.forward_depths({name: p, 'gsd': {name: gsd}}) for p in train.split(16)]
+    deep = KnownEmbeddings(torch.cat(depths).numpy())
     bands = BandCorrelations(scenes[0].file.modality)
     pairs = bands, KnownEmbeddings(bands({name: train}).numpy())
-    normal = scores(encoder, model, known, pairs, test, name, gsd)
+    normal = scores(encoder, model, known, deep, pairs, test, name, gsd)
     generator = torch.Generator().manual_seed(0)
     planted = {'other_ground': foreign[torch.randperm(len(foreign), generator=generator)[:64]]}
     plants: dict[str, Plant] = {'cloud': cloud, 'stripe': stripe, 'shifted_band': shifted_band}
@@ -120,7 +126,7 @@ def main() -> None:
         planted[kind] = torch.stack([plant(chip, generator) for chip in test])
     result: dict[str, object] = {'known': len(train), 'normal': len(test)}
     for kind, some in planted.items():
-        found = scores(encoder, model, known, pairs, some, name, gsd)
+        found = scores(encoder, model, known, deep, pairs, some, name, gsd)
         result[kind] = {
             key: round(float((values > np.percentile(normal[key], 95)).mean()), 3)
             for key, values in found.items()

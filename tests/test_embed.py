@@ -218,6 +218,24 @@ def test_a_table_of_chips_says_where_they_are(scene, capfd):
     assert (small['size'] == 32).all() and len(small) == 15
 
 
+def test_chips_may_have_several_depths_and_maps_may_not(scene, capfd):
+    from gfm_jepa import from_pretrained
+
+    assert run(scene, 'deep.parquet', '--overlap', '0', '--features', 'depths') == 0
+    table = geopandas.read_parquet(scene / 'deep.parquet')
+    with rasterio.open(scene / 'in/optical.tif') as file:
+        values = torch.from_numpy(file.read())
+    row = next(r for r in table.itertuples() if r.col >= 96)  # without radar
+    chip = values[:, row.row : row.row + 64, row.col : row.col + 64]
+    chip = torch.nn.functional.pad(chip, (0, 64 - chip.shape[2], 0, 64 - chip.shape[1]),
+                                   value=torch.nan)  # fmt: skip
+    expected = from_pretrained(scene / 'weights').forward_depths({'optical': chip[None]})[0]
+    assert np.allclose(row.embedding, expected.detach(), atol=1e-5)
+    capfd.readouterr()
+    assert run(scene, 'deep.tif', '--features', 'depths') == 2
+    assert 'features of chips; name a .parquet' in capfd.readouterr().err
+
+
 def modality_files(scene):
     import yaml
 

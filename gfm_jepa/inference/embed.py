@@ -44,6 +44,7 @@ class EmbedSettings:
         overwrite: Whether an output that is there may be replaced.
         likeliest: Names of the classes whose probabilities the features are, of which the
             likeliest is written; empty for a class without a name.
+        features: Of chips: ``embedding``, or ``depths``, several depths pooled and wider.
 
     Raises:
         InputError: If a number cannot be.
@@ -57,6 +58,7 @@ class EmbedSettings:
     int8: bool = False
     overwrite: bool = False
     likeliest: tuple[str, ...] = ()
+    features: str = 'embedding'
 
     def __post_init__(self) -> None:
         """Refuse what cannot be."""
@@ -96,6 +98,11 @@ def embed(
             paths, encoder.modalities, encoder.patch_sizes, settings.window, settings.ground
         )
         kind = require_output(output, scenes)
+        if settings.features != 'embedding' and kind != 'parquet':
+            raise InputError(
+                f'{output} would be a map, but {settings.features} are features of chips; name a '
+                f'.parquet.'
+            )
         jobs = [_job(encoder, i, s, settings, kind == 'parquet') for i, s in enumerate(scenes)]
         form = {'pca': settings.pca, 'int8': settings.int8, 'likeliest': settings.likeliest,
                 'names': names and list(names)}  # fmt: skip
@@ -141,7 +148,7 @@ def _job(
     else:
         rows, cols = tiling.starts(height), tiling.starts(width)
         corners = np.stack(np.meshgrid(rows, cols, indexing='ij'), axis=2).reshape(-1, 2)
-    return Job(number, scene, chip_strips(corners), None)
+    return Job(number, scene, chip_strips(corners), None, settings.features)
 
 
 def _write(

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..models import BaseEncoder, Encoder
+from ..models.heads import encode
 
 Batch = dict[str, Any]
 
@@ -69,7 +70,11 @@ def cell_size(encoder: BaseEncoder, modality: str, window: int) -> int:
 
 
 def embed_windows(
-    encoder: BaseEncoder, windows: Batch, batch_size: int, modality: str | None
+    encoder: BaseEncoder,
+    windows: Batch,
+    batch_size: int,
+    modality: str | None,
+    features: str = 'embedding',
 ) -> NDArray[np.float32]:
     """Embed windows in batches of one size, in their order.
 
@@ -78,6 +83,7 @@ def embed_windows(
         windows: Rasters (n, C, H, W) by modality, and ``gsd``, metres per pixel by modality.
         batch_size: Windows of a batch.
         modality: Whose token grid the cells are; None for one embedding a window.
+        features: Of a window: ``embedding``, or ``depths``, several depths pooled.
 
     Returns:
         (n, D, h, w), or (n, D); NaN where nothing is there.
@@ -89,7 +95,7 @@ def embed_windows(
         for start in range(0, len(windows[names[0]]), batch_size):
             batch: Batch = {n: windows[n][start : start + batch_size].to(device) for n in names}
             batch['gsd'] = windows['gsd']
-            embedded = encoder(batch) if modality is None else (
+            embedded = encode(encoder, batch, features) if modality is None else (
                 ground_features(encoder, batch, modality))  # fmt: skip
             found.append(embedded.float().cpu().numpy())
     return np.concatenate(found)

@@ -29,12 +29,14 @@ class Job:
         scene: What is embedded.
         strips: In the order in which they are read.
         tiling: Of the windows; None for chips, which stand for themselves.
+        features: Of chips: ``embedding`` or ``depths``.
     """
 
     number: int
     scene: Scene
     strips: Sequence[Strip]
     tiling: Tiling | None
+    features: str = 'embedding'
 
     def part(self, strip: Strip) -> str:
         """Name of the file of a finished strip."""
@@ -131,7 +133,7 @@ def _embed_strip(
     windows = read.result()
     name = job.scene.layers[0].name
     if job.tiling is None:
-        embeddings = embed_windows(encoder, windows, batch_size, None)
+        embeddings = embed_windows(encoder, windows, batch_size, None, job.features)
         valid = windows[name].isfinite().any(dim=1).float().mean(dim=(1, 2)).numpy()
         work.save(job.part(strip), np.concatenate([embeddings, valid[:, None]], axis=1).T.copy())
     else:

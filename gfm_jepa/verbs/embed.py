@@ -23,6 +23,12 @@ def main(words: Sequence[str]) -> None:
     add('--ground', help='modality whose ground is mapped')
     add('--pca', type=int, help='principal components to write')
     add('--int8', action='store_true', help='8 bits a value, with scale and offset')
+    add(
+        '--features',
+        choices=('embedding', 'depths'),
+        default='embedding',
+        help='of chips: depths are wider, and show what an embedding looks past',
+    )
     args = parser.parse_args(words)
     from ..inference.embed import EmbedSettings, embed
     from ..models.hub import from_pretrained
@@ -30,6 +36,6 @@ def main(words: Sequence[str]) -> None:
 
     settings = EmbedSettings(
         args.window, args.overlap, args.batch_size, args.ground, args.pca, args.int8,
-        args.overwrite,
+        args.overwrite, features=args.features,
     )  # fmt: skip
     embed(place(from_pretrained(args.weights), args.device), args.inputs, args.output, settings)
