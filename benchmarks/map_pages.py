@@ -87,7 +87,7 @@ def click(path: Path) -> str:
     options.binary_location = browser_path
     for word in ('--headless=new', '--no-sandbox', '--disable-gpu', '--window-size=1200,1000'):
         options.add_argument(word)
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    browser: Any = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     try:
         browser.get(f'file://{path.resolve()}')
         browser.find_element(By.ID, 'map').click()
