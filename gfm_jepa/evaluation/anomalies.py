@@ -1,19 +1,11 @@
 """How unlike what is known a place is: two distances to known embeddings."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..data.index import make_folder
 from ..errors import InputError
-from ..inference.embed import EmbedSettings, embed
-from ..modalities import resolve
-from .band_correlations import BandCorrelations
-from .embeddings import EmbeddingMap, Embeddings, Float, open_map, sample
+from .embeddings import Embeddings, Float, sample
 
 MOST = 20_000  # known embeddings that are looked at
 
@@ -95,37 +87,6 @@ def score_anomalies(
         scores['mahalanobis'][places] = against.mahalanobis(values)
         scores['nearest'][places] = against.nearest(values, among_known=known is None)
     return scores
-
-
-def score_bands(
-    modality: str, paths: Sequence[str], output: Path, known: Sequence[str] | None = None,
-    window: int | None = None,
-) -> EmbeddingMap:  # fmt: skip
-    """Map how unlike elsewhere the bands of rasters go together, in cells of 32 pixels.
-
-    Args:
-        modality: Known name of what the rasters are.
-        paths: Rasters of one scene.
-        output: GeoTIFF to write, with both distances of `score_anomalies`.
-        known: Rasters that count as normal; by default the scene itself.
-        window: Side of what is read at once, pixels.
-
-    Raises:
-        InputError: If the rasters cannot be used, or the output is no ``.tif``.
-    """
-    if output.suffix not in ('.tif', '.tiff'):
-        raise InputError(f'{output} should end in .tif: what --bands gives is a map.')
-    make_folder(output.parent)
-    model = BandCorrelations(resolve(modality)).eval()
-    settings = EmbedSettings(window, overlap=0)
-    with TemporaryDirectory(dir=output.parent) as folder:
-        maps = []
-        for name, some in (('scene', paths), ('known', known)):
-            if some:
-                embed(model, some, Path(folder) / f'{name}.tif', settings, lambda text: None)
-                maps.append(open_map(Path(folder) / f'{name}.tif'))
-        maps[0].write(output, score_anomalies(maps[0], maps[1] if known else None))
-    return open_map(output)
 
 
 def highest(

@@ -4,6 +4,11 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..evaluation.embeddings import EmbeddingMap
 
 
 def main(words: Sequence[str]) -> None:
@@ -26,7 +31,7 @@ def main(words: Sequence[str]) -> None:
     add('--picture', type=Path, help='PNG; beside the output by default')
     args = parser.parse_args(words)
     from ..errors import InputError
-    from ..evaluation.anomalies import highest, score_anomalies, score_bands
+    from ..evaluation.anomalies import highest, score_anomalies
     from ..evaluation.embeddings import Embeddings, open_embeddings, open_map, require_like
     from ..evaluation.map_figures import score_maps
     from ..evaluation.plots import save
@@ -35,7 +40,9 @@ def main(words: Sequence[str]) -> None:
         raise InputError('Give --bands or --predictor, not both.')
     if args.bands:
         known = [str(args.train)] if args.train else None
-        errors = score_bands(args.bands, args.inputs, args.output, known, args.window)
+        errors = _score_bands(
+            args.bands, args.inputs, args.output, known, args.window, args.neighbours
+        )
         shown: Embeddings = errors
         scores = {name: errors.column(i) for i, name in enumerate(errors.names)}
     elif args.predictor:
@@ -64,6 +71,34 @@ def main(words: Sequence[str]) -> None:
     save(score_maps(shown, scores, 'anomalies', _LABELS), picture)
     print(f'{args.output}, {picture}')
     print(json.dumps({name: highest(shown, values) for name, values in scores.items()}))
+
+
+def _score_bands(
+    modality: str, paths: Sequence[str], output: Path, known: Sequence[str] | None,
+    window: int | None, neighbours: int,
+) -> 'EmbeddingMap':  # fmt: skip
+    """Map how unlike elsewhere, or unlike in known rasters, the bands of a scene go together."""
+    from ..data.index import make_folder
+    from ..errors import InputError
+    from ..evaluation.anomalies import score_anomalies
+    from ..evaluation.band_correlations import BandCorrelations
+    from ..evaluation.embeddings import open_map
+    from ..inference.embed import EmbedSettings, embed
+    from ..modalities import resolve
+
+    if output.suffix not in ('.tif', '.tiff'):
+        raise InputError(f'{output} should end in .tif: what --bands gives is a map.')
+    make_folder(output.parent)
+    model = BandCorrelations(resolve(modality)).eval()
+    settings = EmbedSettings(window, overlap=0)
+    with TemporaryDirectory(dir=output.parent) as folder:
+        maps = []
+        for name, some in (('scene', paths), ('known', known)):
+            if some:
+                embed(model, some, Path(folder) / f'{name}.tif', settings, lambda text: None)
+                maps.append(open_map(Path(folder) / f'{name}.tif'))
+        maps[0].write(output, score_anomalies(maps[0], maps[1] if known else None, neighbours))
+    return open_map(output)
 
 
 _LABELS = {
