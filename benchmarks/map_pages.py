@@ -20,14 +20,8 @@ import rasterio
 from gfm_jepa import from_pretrained, save_pretrained
 from gfm_jepa.cli import main as gfm_jepa
 
-BANDS = (
-    'B02',
-    'B03',
-    'B04',
-    'B08',
-    'B11',
-    'B12',
-)  # what Landsat 5 and 7 see, by Sentinel-2's names
+# What Landsat 5 and 7 see, by Sentinel-2's names.
+BANDS = ('B02', 'B03', 'B04', 'B08', 'B11', 'B12')
 
 
 def call(*words: object) -> None:

@@ -110,14 +110,14 @@ def main() -> None:
     name, gsd = scenes[0].layers[0].name, scenes[0].grid.gsd
     chips, foreign = chips_of(scenes, name), chips_of(others, name)
     train, test = chips[::2], chips[1::2]
-    with torch.inference_mode():
-        embedded = [encoder({name: p, 'gsd': {name: gsd}}) for p in train.split(16)]
-    known = KnownEmbeddings(torch.cat(embedded).numpy())
-    with torch.inference_mode():
-        depths = [encoder.forward_depths({name: p, 'gsd': {name: gsd}}) for p in train.split(16)]
-    deep = KnownEmbeddings(torch.cat(depths).numpy())
     bands = BandCorrelations(scenes[0].file.modality)
-    pairs = bands, KnownEmbeddings(bands({name: train}).numpy())
+    batches = [{name: part, 'gsd': {name: gsd}} for part in train.split(16)]
+    with torch.inference_mode():
+        known, deep, correlated = (
+            KnownEmbeddings(torch.cat([embed(b) for b in batches]).numpy())
+            for embed in (encoder, encoder.forward_depths, bands)
+        )
+    pairs = bands, correlated
     normal = scores(encoder, model, known, deep, pairs, test, name, gsd)
     generator = torch.Generator().manual_seed(0)
     planted = {'other_ground': foreign[torch.randperm(len(foreign), generator=generator)[:64]]}

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from torchgeo.datamodules import NonGeoDataModule
 
 from .data import Rasters
+from .data.pixel_benchmarks import classes_on
 from .errors import InputError
 from .modalities import resolve_all
 
@@ -62,8 +63,10 @@ class LabelledRasters(Dataset[dict[str, Tensor]]):
         stride = chip_size // 2 if split == 'train' else chip_size
         self.chips = Rasters(own, resolve_all([image, mask]), chip_size, stride)
         self.image, self.mask, self.ignore_index = image, mask, ignore_index
-        whole = (g for g in self.chips.groups() if {image, mask} <= self.chips[g[0]].keys())
-        self.ids = [i for group in whole for i in group]
+        self.ids = [
+            i for group in self.chips.groups() for i in group
+            if {image, mask} <= {layer.name for layer in self.chips.locate(i)[0].layers}
+        ]  # fmt: skip
         if not self.ids:
             raise InputError(f'No chip of {", ".join(own)} has both {image} and {mask}.')
 
@@ -74,8 +77,9 @@ class LabelledRasters(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """``image`` (C, H, W) in raw units, NaN where nothing is there, and ``mask`` (H, W)."""
         chip = self.chips[self.ids[index]]
-        mask = torch.nan_to_num(chip[self.mask][0], self.ignore_index).long()
-        return {'image': chip[self.image], 'mask': mask}
+        image = chip[self.image]
+        classes = classes_on(chip[self.mask][0], image)
+        return {'image': image, 'mask': torch.nan_to_num(classes, self.ignore_index).long()}
 
 
 class LabelledRastersDataModule(NonGeoDataModule):  # type: ignore[misc]

@@ -134,15 +134,19 @@ class RasterPixels(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Rasters (C, H, W) float32 by modality, ``mask`` int64, ``gsd``."""
         sample = self.chips[self.ids[index]]
-        classes = sample.pop(LULC.name)[0]
-        first = sample[self.modalities[0]]
-        if classes.shape != first.shape[-2:]:
-            classes = F.interpolate(classes[None, None], first.shape[-2:], mode='nearest')[0, 0]
+        classes = classes_on(sample.pop(LULC.name)[0], sample[self.modalities[0]])
         sample['gsd'].pop(LULC.name)
         return {**sample, 'mask': torch.nan_to_num(classes, -1.0).long()}
 
     def _names(self, index: int) -> list[str]:
         return [layer.name for layer in self.chips.locate(index)[0].layers]
+
+
+def classes_on(classes: Tensor, raster: Tensor) -> Tensor:
+    """Classes (H, W) on the pixels of a raster (C, H', W') of the same ground, by the nearest."""
+    if classes.shape == raster.shape[-2:]:
+        return classes
+    return F.interpolate(classes[None, None], raster.shape[-2:], mode='nearest')[0, 0]
 
 
 def rasterfolder(name: str, root: Path) -> Benchmark:

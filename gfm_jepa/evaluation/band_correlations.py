@@ -84,7 +84,7 @@ class BandCorrelations(BaseEncoder):
         """
         self.check(batch)
         (raster,) = self.rasters(batch).values()
-        there = raster.isfinite().any(dim=1, keepdim=True)
+        there = raster.isfinite()  # each band for itself: what one lacks is not made up
         values = torch.nan_to_num(raster.double(), 0.0, 0.0, 0.0)
         # The mean around a pixel, of those that are there.
         around = F.avg_pool2d(values, DETAIL, 1, DETAIL // 2)
@@ -95,7 +95,8 @@ class BandCorrelations(BaseEncoder):
         cells = torch.where(norm > 1e-9, cells / norm, 0.0)
         first, second = torch.triu_indices(cells.shape[3], cells.shape[3], 1)
         pairs = (cells @ cells.mT)[..., first, second].clamp(-0.999, 0.999).atanh()
-        whole = _cells(there.double()).mean(dim=-1) >= 0.5
+        shown = there.any(dim=1, keepdim=True).double()
+        whole = _cells(shown).mean(dim=-1) >= 0.5
         found: Tensor = pairs.where(whole, torch.nan).movedim(-1, 1).float()
         return found
 

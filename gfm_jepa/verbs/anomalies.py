@@ -32,40 +32,27 @@ def main(words: Sequence[str]) -> None:
     args = parser.parse_args(words)
     from ..errors import InputError
     from ..evaluation.anomalies import highest, score_anomalies
-    from ..evaluation.embeddings import Embeddings, open_embeddings, open_map, require_like
+    from ..evaluation.embeddings import Embeddings, open_embeddings, require_like
     from ..evaluation.map_figures import score_maps
     from ..evaluation.plots import save
 
     if args.bands and args.predictor:
         raise InputError('Give --bands or --predictor, not both.')
-    if args.bands:
-        known = [str(args.train)] if args.train else None
-        errors = _score_bands(
-            args.bands, args.inputs, args.output, known, args.window, args.neighbours
-        )
-        shown: Embeddings = errors
-        scores = {name: errors.column(i) for i, name in enumerate(errors.names)}
-    elif args.predictor:
-        from ..evaluation.prediction_errors import FEATURES, PredictionErrors
-        from ..inference.embed import EmbedSettings, embed
-
-        # Errors grow towards the edges of a window, where less is seen: half of it is shared.
-        window = args.window or 128
-        settings = EmbedSettings(window, window // 2, overwrite=args.overwrite)
+    if args.bands or args.predictor:
         if args.output.suffix not in ('.tif', '.tiff'):
-            raise InputError(f'{args.output} should end in .tif: prediction errors are a map.')
-        model = PredictionErrors.from_checkpoint(args.predictor)
-        embed(model, args.inputs, args.output, settings, names=FEATURES)
-        errors = open_map(args.output)
-        scores = {name: errors.column(i) for i, name in enumerate(errors.names)}
-        shown = errors
+            raise InputError(f'{args.output} should end in .tif: what comes of rasters is a map.')
+        found = _score_bands(args) if args.bands else _prediction_errors(args)
+        scores = {name: found.column(i) for i, name in enumerate(found.names)}
+        shown: Embeddings = found
     else:
         if len(args.inputs) > 1:
-            raise InputError('Give one file of embeddings; several rasters go with --predictor.')
+            raise InputError(
+                'Give one file of embeddings; several rasters go with --predictor or --bands.'
+            )
         shown = open_embeddings(Path(args.inputs[0]))
         require_like(args.output, shown)
-        normal = open_embeddings(args.train) if args.train else None
-        scores = score_anomalies(shown, normal, args.neighbours)
+        known = open_embeddings(args.train) if args.train else None
+        scores = score_anomalies(shown, known, args.neighbours)
         shown.write(args.output, scores)
     picture = args.picture or args.output.with_suffix('.png')
     save(score_maps(shown, scores, 'anomalies', _LABELS), picture)
@@ -73,32 +60,42 @@ def main(words: Sequence[str]) -> None:
     print(json.dumps({name: highest(shown, values) for name, values in scores.items()}))
 
 
-def _score_bands(
-    modality: str, paths: Sequence[str], output: Path, known: Sequence[str] | None,
-    window: int | None, neighbours: int,
-) -> 'EmbeddingMap':  # fmt: skip
+def _prediction_errors(args: argparse.Namespace) -> 'EmbeddingMap':
+    """Map how badly each place is predicted."""
+    from ..evaluation.embeddings import open_map
+    from ..evaluation.prediction_errors import FEATURES, PredictionErrors
+    from ..inference.embed import EmbedSettings, embed
+
+    # Errors grow towards the edges of a window, where less is seen: half of it is shared.
+    window = args.window or 128
+    settings = EmbedSettings(window, window // 2, overwrite=args.overwrite)
+    model = PredictionErrors.from_checkpoint(args.predictor)
+    embed(model, args.inputs, args.output, settings, names=FEATURES)
+    return open_map(args.output)
+
+
+def _score_bands(args: argparse.Namespace) -> 'EmbeddingMap':
     """Map how unlike elsewhere, or unlike in known rasters, the bands of a scene go together."""
     from ..data.index import make_folder
-    from ..errors import InputError
     from ..evaluation.anomalies import score_anomalies
     from ..evaluation.band_correlations import BandCorrelations
     from ..evaluation.embeddings import open_map
     from ..inference.embed import EmbedSettings, embed
     from ..modalities import resolve
 
-    if output.suffix not in ('.tif', '.tiff'):
-        raise InputError(f'{output} should end in .tif: what --bands gives is a map.')
-    make_folder(output.parent)
-    model = BandCorrelations(resolve(modality)).eval()
-    settings = EmbedSettings(window, overlap=0)
-    with TemporaryDirectory(dir=output.parent) as folder:
-        maps = []
-        for name, some in (('scene', paths), ('known', known)):
-            if some:
-                embed(model, some, Path(folder) / f'{name}.tif', settings, lambda text: None)
-                maps.append(open_map(Path(folder) / f'{name}.tif'))
-        maps[0].write(output, score_anomalies(maps[0], maps[1] if known else None, neighbours))
-    return open_map(output)
+    make_folder(args.output.parent)
+    model = BandCorrelations(resolve(args.bands)).eval()
+    with TemporaryDirectory(dir=args.output.parent) as folder:
+
+        def correlated(paths: Sequence[str], name: str) -> 'EmbeddingMap':
+            path = Path(folder) / name
+            embed(model, paths, path, EmbedSettings(args.window, overlap=0), lambda text: None)
+            return open_map(path)
+
+        scene = correlated(args.inputs, 'scene.tif')
+        known = correlated([str(args.train)], 'known.tif') if args.train else None
+        scene.write(args.output, score_anomalies(scene, known, args.neighbours))
+    return open_map(args.output)
 
 
 _LABELS = {
