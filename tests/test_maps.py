@@ -141,6 +141,11 @@ def test_bands_that_do_not_go_together_are_found(tmp_path, write_raster, capfd):
     assert 'dem has one band' in capfd.readouterr().err
     assert main([*base, 's2_l2a', '-o', str(tmp_path / 'a.parquet')]) == 2
     assert 'should end in .tif' in capfd.readouterr().err
+    write_raster(tmp_path / 'void.tif', values=np.zeros_like(values), nodata=0, names=names)
+    void = ['anomalies', str(tmp_path / 'void.tif'), '--bands', 's2_l2a']
+    assert main([*void, '-o', str(tmp_path / 'b.tif')]) == 2
+    assert 'void.tif has enough data' in capfd.readouterr().err
+    assert not (tmp_path / 'b.tif').exists()
 
 
 def test_anomalies_rank_the_odd_spot_first(halves, capfd):

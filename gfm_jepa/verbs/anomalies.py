@@ -76,7 +76,10 @@ def _prediction_errors(args: argparse.Namespace) -> 'EmbeddingMap':
 
 def _score_bands(args: argparse.Namespace) -> 'EmbeddingMap':
     """Map how unlike elsewhere, or unlike in known rasters, the bands of a scene go together."""
+    import numpy as np
+
     from ..data.index import make_folder
+    from ..errors import InputError
     from ..evaluation.anomalies import score_anomalies
     from ..evaluation.band_correlations import BandCorrelations
     from ..evaluation.embeddings import open_map
@@ -90,7 +93,13 @@ def _score_bands(args: argparse.Namespace) -> 'EmbeddingMap':
         def correlated(paths: Sequence[str], name: str) -> 'EmbeddingMap':
             path = Path(folder) / name
             embed(model, paths, path, EmbedSettings(args.window, overlap=0), lambda text: None)
-            return open_map(path)
+            found = open_map(path)
+            if not np.isfinite(found.column(0)).any():
+                raise InputError(
+                    f'No cell of {", ".join(paths)} has enough data to correlate its bands; look '
+                    f'at its nodata value, or take other rasters.'
+                )
+            return found
 
         scene = correlated(args.inputs, 'scene.tif')
         known = correlated([str(args.train)], 'known.tif') if args.train else None
