@@ -7,15 +7,17 @@ thread: another program on the machine then makes the table later, not worse. Fo
 seed a process of its own measures its step, trains as many steps as fit (ours with
 `configs/<method>_eurosat_rgb.yaml`, torchgeo's with torchgeo_objectives.py), probes, and appends
 its rows to benchmarks/results/objectives.csv. What stands there is skipped, so that a broken call
-goes on. `--best 3 --minutes 40` takes the best three methods of the rows that are there. The last
-line is one JSON object: mean and spread over seeds, by method and features.
+goes on; encoders of ours are kept in `--keep`, and probed without training when they are there.
+`--best 3 --minutes 40` takes the best three methods of the rows that are there. The last line is
+one JSON object: mean and spread over seeds, by method and features.
 """
 
 import argparse
 import json
+import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +28,7 @@ from lightning.pytorch import seed_everything
 from rows import Row, read
 from rows import fill as fill_rows
 from throughput import OURS, Clock, config_of, time_ours
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gfm_jepa import tasks
@@ -33,7 +36,7 @@ from gfm_jepa.data.benchmarks import Benchmark, load_benchmark
 from gfm_jepa.evaluation.baselines import ImageStatistics, RandomConvolutions, random_init
 from gfm_jepa.evaluation.features import EncoderFeatures, extract_features
 from gfm_jepa.evaluation.probes import knn_probe, linear_probe
-from gfm_jepa.evaluation.readouts import add_readout
+from gfm_jepa.evaluation.readouts import add_random_filters, add_readout
 from gfm_jepa.models.hub import from_pretrained
 
 THEIRS = ('torchgeo-mae', 'torchgeo-simclr', 'torchgeo-byol')
@@ -43,7 +46,12 @@ RESULTS = Path(__file__).parent / 'results' / 'objectives.csv'
 
 
 def train_ours(
-    method: str, steps: int, seed: int, root: str, changes: Mapping[str, Any] = MappingProxyType({})
+    method: str,
+    steps: int,
+    seed: int,
+    root: str,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    keep: Path | None = None,
 ) -> Any:
     """Train one of our configs, perhaps changed, for so many steps and return its encoder."""
     from gfm_jepa.cli import main as gfm_jepa
@@ -62,6 +70,9 @@ def train_ours(
         ]  # fmt: skip
         if gfm_jepa(words):
             raise SystemExit(f'{method} did not train.')
+        if keep:
+            keep.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(folder) / 'last.ckpt', keep)
         return from_pretrained(Path(folder) / 'last.ckpt')
 
 
@@ -77,7 +88,24 @@ def train_theirs(method: str, minutes: float, root: str) -> tuple[Any, int, floa
     return theirs.train(method, steps, images, []), steps, seconds
 
 
-def embeds(method: str, minutes: float, seed: int, root: str, benchmark: Benchmark) -> Any:
+def train_or_find(
+    method: str, minutes: float, seed: int, root: str, keep: Path
+) -> tuple[Any, int, float]:
+    """Encoder, steps and a step's seconds of one of our methods, perhaps from an earlier call."""
+    checkpoint = keep / f'{method}_{minutes:g}_{seed}.ckpt'
+    about = checkpoint.with_suffix('.json')
+    if about.is_file():
+        return from_pretrained(checkpoint), *json.loads(about.read_text())
+    seconds = Clock.step(time_ours(method, CALIBRATION_STEPS)[0].processor)
+    steps = max(int(120 * minutes / seconds), 1)
+    encoder = train_ours(method, steps, seed, root, keep=checkpoint)
+    about.write_text(json.dumps([steps, seconds]))
+    return encoder, steps, seconds
+
+
+def embeds(
+    method: str, minutes: float, seed: int, root: str, benchmark: Benchmark, keep: Path
+) -> Any:
     """Yield (features, what embeds a batch, steps, seconds a step) of a method or baseline."""
     if method == 'image-statistics':
         yield 'statistics', ImageStatistics('rgb'), 0, 0.0
@@ -98,22 +126,29 @@ def embeds(method: str, minutes: float, seed: int, root: str, benchmark: Benchma
             task = tasks.LeJEPA(['rgb'], **config_of('lejepa')['model']['init_args'])
             encoder, steps, seconds = random_init(task.encoder, seed), 0, 0.0
         else:
-            seconds = Clock.step(time_ours(method, CALIBRATION_STEPS)[0].processor)
-            steps = max(int(120 * minutes / seconds), 1)
-            encoder = train_ours(method, steps, seed, root)
+            encoder, steps, seconds = train_or_find(method, minutes, seed, root, keep)
         for features in ('embedding', 'depths'):
             yield features, EncoderFeatures(encoder, method, benchmark, features), steps, seconds
-        images = ({'rgb': batch['rgb']} for batch in DataLoader(benchmark.train, 256))
-        read = add_readout(encoder, images)
+        read = add_readout(encoder, images_of(benchmark))
         yield 'readout', EncoderFeatures(read, method, benchmark), steps, seconds
+        filtered = add_random_filters(encoder, images_of(benchmark))
+        read = add_readout(filtered, images_of(benchmark))
+        yield 'readout+rcf', EncoderFeatures(read, method, benchmark), steps, seconds
 
 
-def rows_of(method: str, minutes: float, seed: int, root: str) -> list[Row]:
+def images_of(benchmark: Benchmark) -> Iterator[dict[str, Tensor]]:
+    """The training images, spread over all classes from the start, in batches."""
+    order = torch.Generator().manual_seed(0)
+    loader = DataLoader(benchmark.train, 256, shuffle=True, generator=order)
+    return ({'rgb': batch['rgb']} for batch in loader)
+
+
+def rows_of(method: str, minutes: float, seed: int, root: str, keep: Path) -> list[Row]:
     """Train and probe one method: a row for each kind of features."""
     seed_everything(seed)
     benchmark = load_benchmark('eurosat-rgb-spatial', root)
     rows = []
-    for features, embed, steps, seconds in embeds(method, minutes, seed, root, benchmark):
+    for features, embed, steps, seconds in embeds(method, minutes, seed, root, benchmark, keep):
         train, val, test = (
             extract_features(embed, part, progress=False)
             for part in (benchmark.train, benchmark.val, benchmark.test)
@@ -176,7 +211,7 @@ def fill(args: argparse.Namespace) -> None:
     methods = best_methods(there, args.best) if args.best else list(args.methods)
     wanted = [(m, 0.0 if m in BASELINES else args.minutes, seed)
               for seed in range(args.seeds) for m in methods]  # fmt: skip
-    jobs = [['--root', args.root, '--row', m, str(minutes), str(seed)]
+    jobs = [['--root', args.root, '--keep', str(args.keep), '--row', m, str(minutes), str(seed)]
             for m, minutes, seed in wanted if (m, minutes, seed) not in known]  # fmt: skip
     fill_rows(args.output, __file__, jobs, args.jobs, lambda r: (
         f'{r["method"]} {r["features"]} seed {r["seed"]}: kNN-5 {r["knn5"]:.4f}, '
@@ -193,6 +228,7 @@ def main() -> None:
     parser.add_argument('--methods', nargs='+', default=everything, choices=everything)
     parser.add_argument('--best', type=int, default=0, help='so many best methods so far instead')
     parser.add_argument('--output', type=Path, default=RESULTS)
+    parser.add_argument('--keep', type=Path, default=Path('runs/objectives'), help='encoders')
     parser.add_argument('--table', action='store_true', help='print what is there, as Markdown')
     parser.add_argument('--row', nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -202,7 +238,8 @@ def main() -> None:
     if args.row:
         torch.set_num_threads(1)
         method, minutes, seed = args.row
-        print(json.dumps(rows_of(method, float(minutes), int(seed), args.root)))
+        rows = rows_of(method, float(minutes), int(seed), args.root, args.keep)
+        print(json.dumps(rows))
         return
     fill(args)
     print(json.dumps(summary(read(args.output), args.minutes)))

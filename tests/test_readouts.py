@@ -6,8 +6,8 @@ import torch
 from conftest import sensor
 
 from gfm_jepa import InputError, bundled, from_pretrained, save_pretrained
-from gfm_jepa.evaluation.baselines import random_init
-from gfm_jepa.evaluation.readouts import add_readout, components
+from gfm_jepa.evaluation.baselines import RandomConvolutions, random_init
+from gfm_jepa.evaluation.readouts import add_random_filters, add_readout, components
 from gfm_jepa.models import Encoder
 from gfm_jepa.models.timm_models import to_timm
 from gfm_jepa.tasks import EncoderConfig, VICReg
@@ -117,3 +117,74 @@ def test_a_readout_goes_where_stems_of_several_kinds_meet(tmp_path):
     assert task.encoder.readout is None
     expected = encoder({'colours': images})
     assert torch.allclose(task.encoder.eval()({'colours': images}), expected, atol=1e-5)
+
+
+@pytest.fixture
+def filtered(encoder):
+    return add_random_filters(encoder, [batch_of(30) for _ in range(3)], count=12)
+
+
+def test_random_filters_answer_as_the_baseline_does():
+    encoder = Encoder([OPTICAL], 8, 32, 2, 2).eval()
+    images = batch_of(40, ['optical'])
+    embed = add_random_filters(encoder, [images], count=6).embedder('optical')
+    baseline = RandomConvolutions([{'optical': x} for x in images['optical']], 'optical', 12)
+    x = embed.normalise(images['optical'])
+    own = torch.nn.functional.conv2d(x, embed.filters.weight, embed.filters.bias)
+    halves = torch.cat([own.relu().mean(dim=(2, 3)), (-own).relu().mean(dim=(2, 3))], dim=1)
+    assert torch.allclose(halves, baseline(images), rtol=1e-3, atol=1e-4)
+    # At every second place, each weighted by how much of it lies within the raster.
+    windows = torch.nn.functional.unfold(x, 5, padding=2, stride=2)
+    inside = torch.nn.functional.unfold(torch.ones_like(x), 5, padding=2, stride=2).mean(dim=1)
+    answers = embed.filters.weight.flatten(1) @ windows + embed.filters.bias.view(-1, 1)
+    total = [(answers * sign).relu() * inside.unsqueeze(1) for sign in (1, -1)]
+    means = torch.cat(total, dim=1).sum(dim=2) / inside.sum(dim=1, keepdim=True)
+    assert torch.allclose(embed.describe(images['optical'])[2], means, rtol=1e-3, atol=1e-4)
+
+
+def test_random_filters_join_the_depths_and_come_back(encoder, filtered, tmp_path):
+    batch, width = batch_of(4), encoder.depths_dim
+    found = filtered.forward_depths(batch)
+    assert found.shape == (4, width + 24) == (4, filtered.depths_dim)
+    assert torch.equal(found[:, :width], encoder.forward_depths(batch))
+    assert torch.equal(filtered(batch), encoder(batch))  # the mean over tokens knows nothing of it
+    read = add_readout(filtered, [batch_of(30) for _ in range(3)], width=16)
+    again = from_pretrained(save_pretrained(read, tmp_path / 'read'))
+    assert torch.equal(again(batch), read(batch))
+    anew = add_random_filters(read, [batch], count=5)
+    assert anew.readout is None and anew.depths_dim == width + 10
+    assert random_init(read).depths_dim == width
+
+
+@torch.inference_mode()
+def test_random_filters_see_nothing_of_what_is_not_there(filtered):
+    embed = filtered.embedder('optical')
+    x = batch_of(2, ['optical'])['optical']
+    x[:, :, :, 16:] = torch.nan
+    other = x.clone()
+    other[:, 1, :, :16] = torch.nan
+    found, less = (embed.describe(raster)[2][:, -24:] for raster in (x, other))
+    assert found.isfinite().all() and not torch.allclose(found, less)
+    # An empty half weighs nothing: the mean is that of the half that is there.
+    half = embed.describe(x[..., :16].contiguous())[2][:, -24:]
+    assert torch.allclose(found, half, rtol=0.1, atol=0.1 * float(half.std()))
+    assert embed.describe(torch.full_like(x, torch.nan))[2][:, -24:].isnan().all()
+
+
+def test_random_filters_follow_the_names_of_bands(filtered, tmp_path):
+    folder = save_pretrained(filtered, tmp_path / 'filtered')
+    names = list(OPTICAL.bands)[::-1]
+    turned = from_pretrained(folder, bands={'optical': names})
+    batch = batch_of(2)
+    other = {**batch, 'optical': batch['optical'].flip(1)}
+    assert torch.allclose(turned.forward_depths(other), filtered.forward_depths(batch), atol=1e-4)
+    fewer = from_pretrained(folder, bands={'optical': names[:1]})
+    assert fewer.embedder('optical').filters.weight.shape[1] == 1
+
+
+def test_a_timm_model_has_the_random_filters():
+    images = torch.rand(40, 3, 32, 32) * 255
+    encoder = add_random_filters(Encoder(['rgb'], 8, 32, 2, 2, stem='conv'), [{'rgb': images}], 8)
+    read = add_readout(encoder, [{'rgb': images}], width=16)
+    model = to_timm(read, 'rgb', img_size=32).eval()
+    assert torch.allclose(model(images), read({'rgb': images}), atol=1e-4)

@@ -128,9 +128,10 @@ def random_init(encoder: BaseEncoder, seed: int = 0) -> BaseEncoder:
     """Build the same architecture with new random weights, in evaluation mode.
 
     Normalisation is part of the architecture and stays. The global random state does not change.
-    A readout is left out: it is fitted to the weights that it stands behind.
+    A readout and random filters are left out: they are fitted to images.
     """
-    config = {k: v for k, v in encoder.config.items() if k != 'readout'}
+    fitted = ('readout', 'random_filters')
+    config = {k: v for k, v in encoder.config.items() if k not in fitted}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         copy = type(encoder).from_config(config)

@@ -1,6 +1,7 @@
-"""The readout of an encoder: a linear map of its pooled features, fitted without labels."""
+"""What is fitted to images without labels after training: random filters, and a readout."""
 
 from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -8,7 +9,61 @@ from torch import Tensor
 from ..errors import InputError
 from ..models import Encoder
 from ..models.base import Batch
+from ..models.encoder import one_by_one
+from ..models.random_filters import SIDE
+from .baselines import RandomConvolutions
 from .features import evaluating
+
+_IMAGES = 500  # of a modality, that random filters are cut from
+
+
+def add_random_filters(
+    encoder: Encoder, batches: Iterable[Batch], count: int = 256, seed: int = 1
+) -> Encoder:
+    """Give an encoder fixed filters, cut from images, whose responses join `forward_depths`.
+
+    They are those of the baseline `RandomConvolutions`, and see what training has not come to:
+    fine detail. A readout has to be fitted afterwards.
+
+    Args:
+        encoder: Whose weights to take; a readout, which would not know of the filters, is left
+            out.
+        batches: As the encoder takes them; read until each modality has 500 samples, or to the end.
+        count: Filters of each modality.
+        seed: Of the choice of filters.
+
+    Returns:
+        A copy with random filters, in evaluation mode. Filters of a modality that no batch holds
+        stay 0.
+    """
+    images: dict[str, list[Tensor]] = {name: [] for name in encoder.modalities}
+    for batch in batches:
+        for name, raster in encoder.rasters(batch).items():
+            if not images[name] or images[name][0].shape[1:] == raster.shape[-2:]:
+                chips = one_by_one(raster)
+                images[name] += chips[chips.isfinite().flatten(1).any(dim=1)].unbind()
+        if all(len(found) >= _IMAGES for found in images.values()):
+            break
+    copy = Encoder.from_config({**encoder.config, 'random_filters': count, 'readout': None})
+    fitted = ('.filters.', 'readout.')
+    trained = {k: v for k, v in encoder.state_dict().items() if not any(f in k for f in fitted)}
+    copy.load_state_dict({**copy.state_dict(), **trained})
+    for name, found in images.items():
+        if found:
+            _cut_filters(copy, name, found[:_IMAGES], count, seed)
+    return copy.eval()
+
+
+@torch.no_grad()
+def _cut_filters(encoder: Encoder, name: str, images: list[Tensor], count: int, seed: int) -> None:
+    """Take the filters of the baseline, which sees raw values, for standardised ones."""
+    embed = encoder.embedder(name)
+    assert embed.filters is not None
+    samples = cast(Any, [{name: image} for image in images])
+    model = RandomConvolutions(samples, name, 2 * count, SIDE, seed=seed)
+    scaled = model.weights / model.range
+    embed.filters.weight.copy_(scaled * embed.std)
+    embed.filters.bias.copy_(model.biases + (scaled * embed.mean).sum(dim=(1, 2, 3)))
 
 
 def add_readout(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError
 from ..modalities import MODALITIES, Modality, resolve
@@ -236,22 +236,20 @@ def _rebuild(encoder: Encoder, matches: Sequence[Match], stems: Mapping[str, str
 @torch.no_grad()
 def _copy_embedder(old: PatchEmbed, new: PatchEmbed, match: Match) -> None:
     """Copy everything but the input filters as it is, and these band by band."""
-    first = _first_layer(new)
-    filters = first.weight.clone()
-    if match.source != match.modality.name:
-        filters.zero_()  # what the trained layers have never seen should not disturb them
-    source = _first_layer(old).weight
-    for band, trained in match.copied.items():
-        to, at = new.modality.bands.index(band), old.modality.bands.index(trained)
-        filters[:, to] = source[:, at]
     state: dict[str, Tensor] = old.state_dict()
-    key = next(k for k, v in new.named_parameters() if v is first.weight)
-    new.load_state_dict({**state, key: filters, 'mean': new.mean, 'std': new.std})
+    state.update({'mean': new.mean, 'std': new.std})
+    for key in _input_filters(new):
+        filters = new.state_dict()[key].clone()
+        if match.source != match.modality.name:
+            filters.zero_()  # what the trained layers have never seen should not disturb them
+        for band, trained in match.copied.items():
+            to, at = new.modality.bands.index(band), old.modality.bands.index(trained)
+            filters[:, to] = old.state_dict()[key][:, at]
+        state[key] = filters
+    new.load_state_dict(state)
 
 
-def _first_layer(embed: PatchEmbed) -> nn.Conv2d:
-    """The one layer that sees bands: (D, C, p, p), or of a conv stem (width, C, 3, 3)."""
-    stem = embed.stem
-    layer = stem.proj if isinstance(stem, LinearStem) else next(stem.stages[0].children())
-    assert isinstance(layer, nn.Conv2d)
-    return layer
+def _input_filters(embed: PatchEmbed) -> list[str]:
+    """Names of the tensors (filters, C, p, p) that see bands."""
+    first = 'stem.proj.weight' if isinstance(embed.stem, LinearStem) else 'stem.stages.0.0.weight'
+    return [first] if embed.filters is None else [first, 'filters.weight']

@@ -105,6 +105,8 @@ class Encoder(BaseEncoder):
         drop_path_rate: Stochastic depth of the last block, rising linearly to it.
         readout: Width of the embedding, a linear map of `forward_depths` that
             `gfm_jepa.evaluation.readouts` fits; by default it is the mean over tokens.
+        random_filters: Fixed filters of each modality, which are added to `forward_depths`; the
+            same module cuts them from images.
 
     Raises:
         InputError: If a modality is unknown or lacks statistics, or widths do not divide.
@@ -121,6 +123,7 @@ class Encoder(BaseEncoder):
         stem: str | Mapping[str, str] = 'linear',
         drop_path_rate: float = 0.0,
         readout: int | None = None,
+        random_filters: int = 0,
     ) -> None:
         super().__init__()
         resolved = resolve_all(modalities)
@@ -140,10 +143,16 @@ class Encoder(BaseEncoder):
             'stem': stem if isinstance(stem, str) else stems,
             'drop_path_rate': drop_path_rate,
             'readout': readout,
+            'random_filters': random_filters,
         }
         self.embed_dim = embed_dim
         self.patch_embeds = nn.ModuleDict(
-            {m.name: PatchEmbed(m, embed_dim, sizes[m.name], stems[m.name]) for m in resolved}
+            {
+                m.name: PatchEmbed(
+                    m, embed_dim, sizes[m.name], stems[m.name], random_filters=random_filters
+                )
+                for m in resolved
+            }
         )
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates)
@@ -347,7 +356,8 @@ class Encoder(BaseEncoder):
             (B, (num_depths + 1) * D + S): the mean over tokens after each of the last `num_depths`
             blocks (the earlier ones layer-normed without parameters), then the standard deviation
             over the tokens of the last; behind conv stems of one size, the statistics of their
-            stages (`PatchEmbed.describe`), averaged over the modalities and dates that are there.
+            stages, and with random filters those (`PatchEmbed.describe`), averaged over the
+            modalities and dates that are there.
         """
         statistics: list[Tensor] | None = [] if self.statistics_dim else None
         tokens = self.forward_tokens(batch, None, num_depths - 1, statistics)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..modalities import Modality
+from .random_filters import RandomFilters
 
 
 def sincos_positions(positions: Tensor, embed_dim: int) -> Tensor:
@@ -184,6 +185,7 @@ class PatchEmbed(nn.Module):
         patch_size: Side of a patch, pixels.
         stem: ``linear``, ``conv`` or ``plain_conv``.
         min_valid: Share of valid values below which a patch makes no token.
+        random_filters: Fixed filters whose responses `describe` adds.
 
     Raises:
         InputError: If the modality has no statistics, or the stem is unknown.
@@ -199,6 +201,7 @@ class PatchEmbed(nn.Module):
         patch_size: int,
         stem: str = 'linear',
         min_valid: float = 0.5,
+        random_filters: int = 0,
     ) -> None:
         super().__init__()
         self.modality = modality.require_statistics()
@@ -211,6 +214,8 @@ class PatchEmbed(nn.Module):
         self.stem = STEMS[stem](len(modality.bands), embed_dim, patch_size)
         self.modality_vector = nn.Parameter(torch.empty(embed_dim))
         nn.init.trunc_normal_(self.modality_vector, std=0.02)
+        bands = len(modality.bands)
+        self.filters = RandomFilters(bands, random_filters) if random_filters else None
         self._warned = False
 
     def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -255,32 +260,41 @@ class PatchEmbed(nn.Module):
         return self.stem(self.normalise(x, complete)), self._valid_patches(x, complete)
 
     def describe(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `project`, and what the stem answers before the trunk, pooled.
+        """As `project`, and what can be said of the raster before the trunk, pooled.
 
         Returns:
             tokens, valid, and (B, S): mean and standard deviation over the valid pixels of each
-            response of each stage of a conv stem; NaN for a sample without any, and S 0 for a
-            linear stem.
+            response of each stage of a conv stem, then what the random filters say; NaN for a
+            sample without any valid pixel. S is 0 for a linear stem without random filters.
         """
-        if not isinstance(self.stem, ConvStem):
-            return *self.project(x), x.new_empty(len(x), 0)
         complete = self._look(x)
+        normalised, pooled = self.normalise(x, complete), []
         there = x.isfinite().float().mean(dim=1, keepdim=True)
-        levels, pooled = self.stem.levels(self.normalise(x, complete)), []
-        for response in levels:
-            weight = nn.functional.avg_pool2d(there, x.shape[-1] // response.shape[-1])
-            weight = (weight >= self.min_valid).to(response)
-            weight = weight / weight.sum(dim=(2, 3), keepdim=True)
-            mean = (response * weight).sum(dim=(2, 3))
-            square = (response.square() * weight).sum(dim=(2, 3))
-            pooled += [mean, (square - mean.square()).clamp_min(1e-12).sqrt()]
-        valid = self._valid_patches(x, complete)
-        return self.stem.tokens(levels[-1]), valid, torch.cat(pooled, dim=1)
+        if isinstance(self.stem, ConvStem):
+            levels = self.stem.levels(normalised)
+            tokens = self.stem.tokens(levels[-1])
+            pooled += [self._pool(response, there) for response in levels]
+        else:
+            tokens = self.stem(normalised)
+        if self.filters is not None:
+            pooled.append(self.filters(normalised, there))
+        found = torch.cat(pooled, dim=1) if pooled else x.new_empty(len(x), 0)
+        return tokens, self._valid_patches(x, complete), found
+
+    def _pool(self, response: Tensor, there: Tensor) -> Tensor:
+        """Mean and standard deviation of (B, w, h, w) over the valid pixels: (B, 2 w)."""
+        weight = nn.functional.avg_pool2d(there, there.shape[-1] // response.shape[-1])
+        weight = (weight >= self.min_valid).to(response)
+        weight = weight / weight.sum(dim=(2, 3), keepdim=True)
+        mean = (response * weight).sum(dim=(2, 3))
+        square = (response.square() * weight).sum(dim=(2, 3))
+        return torch.cat([mean, (square - mean.square()).clamp_min(1e-12).sqrt()], dim=1)
 
     @property
     def statistics_dim(self) -> int:
         """S of `describe`."""
-        return 2 * sum(self.stem.widths) if isinstance(self.stem, ConvStem) else 0
+        widths = self.stem.widths if isinstance(self.stem, ConvStem) else []
+        return 2 * (sum(widths) + (len(self.filters.bias) if self.filters is not None else 0))
 
     def _look(self, x: Tensor) -> bool:
         """Refuse wrong shapes, warn of wrong units, and say whether no value is missing."""

@@ -243,7 +243,10 @@ def _make(
     options.pop('dynamic_img_size', None)  # it always is
     stems = config['stem']
     stem = stems if isinstance(stems, str) else stems.get(modality.name, 'plain_conv')
-    embed = PatchEmbed(modality, config['embed_dim'], patch_size, stem)
+    embed = PatchEmbed(
+        modality, config['embed_dim'], patch_size, stem,
+        random_filters=config.get('random_filters', 0),
+    )  # fmt: skip
     model = RawVisionTransformer(
         embed, readout=config.get('readout'), **{**_trunk(config), **options}
     )
