@@ -1,14 +1,15 @@
-"""Make gfm-jepa-nano: lay the data out, pretrain, fit the readout, probe, write what ships.
+"""Make gfm-jepa-nano: lay the data out, pretrain, fit filters and readout, probe, write what ships.
 
     python benchmarks/nano.py --data ../shared/data --output runs/nano
 
 Lays links to the training parts out under OUTPUT/data, and runs `gfm-jepa fit` there twice, one
 process with one thread each: configs/gfm_jepa_nano.yaml (RGB), then
-configs/gfm_jepa_nano_sensors.yaml (the other sensors, before the trunk as it is). Fits the readout
-on all training samples, probes, and writes OUTPUT/gfm-jepa-nano, the folder that stands in
-gfm_jepa/weights. What is there is not made again, so that a broken call goes on. `--quarters`
-prints the test accuracy of the checkpoint of each quarter of an hour of the first run, each with a
-readout of its own. The last line is one JSON object.
+configs/gfm_jepa_nano_sensors.yaml (the other sensors, before the trunk as it is). Cuts random
+filters from training samples, fits the readout on all of them, probes, and writes
+OUTPUT/gfm-jepa-nano, the folder that stands in gfm_jepa/weights. What is there is not made again,
+so that a broken call goes on. `--quarters` prints the test accuracy of the checkpoint of each
+quarter of an hour of the first run, each with a readout of its own. The last line is one JSON
+object.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import yaml
 from gfm_jepa import data, from_pretrained, save_pretrained
 from gfm_jepa.data.benchmarks import load_benchmark
 from gfm_jepa.evaluation.probes import probe
-from gfm_jepa.evaluation.readouts import add_readout
+from gfm_jepa.evaluation.readouts import add_random_filters, add_readout
 from gfm_jepa.models import Encoder
 from gfm_jepa.models.model_card import CardFacts, model_card
 from gfm_jepa.models.publishing import describe_run, write_release
@@ -59,7 +60,8 @@ LIMITS = (
     'on a few hundred chips of a few places: fine-tune it, or fit a probe on ground of your own; '
     'on the test chips at hand they were not shown to help beside rgb. The rows of random0 '
     'flatter: three in five of its test images lie in the spatial train list, and were pretrained '
-    "on without labels. ImageNet's EfficientNet-Lite0 is ahead of these weights on EuroSAT RGB. "
+    "on without labels. On EuroSAT RGB at 64 px ImageNet's EfficientNet-Lite0 is level with these "
+    'weights in the linear probe, and ahead in nearest neighbours, and in both at 128 px. '
     'The embedding knows no date and no place but that within the chip. Made for research on land '
     'cover; not for decisions about people.'
 )
@@ -147,6 +149,12 @@ def training_batches(output: Path, configs: Sequence[str]) -> Iterable[dict[str,
         yield from joined.train_dataloader()
 
 
+def read_out(encoder: Encoder, output: Path, configs: Sequence[str]) -> Encoder:
+    """The encoder with random filters and a readout, both of training samples of some runs."""
+    filtered = add_random_filters(encoder, training_batches(output, configs))
+    return add_readout(filtered, training_batches(output, configs))
+
+
 def rows_of(encoder: Encoder, source: Path) -> list[dict[str, Any]]:
     """Probe on the benchmarks that the card names; baselines where the split is a hard one."""
     rows = []
@@ -167,7 +175,7 @@ def quarters(output: Path, source: Path) -> list[dict[str, Any]]:
     for path in sorted(paths, key=lambda p: int(re.findall(r'\d+', p.stem)[-1])):
         encoder = from_pretrained(path)
         assert isinstance(encoder, Encoder)
-        read = add_readout(encoder, training_batches(output, RUNS[:1]))
+        read = read_out(encoder, output, RUNS[:1])
         (row,) = probe(read, path.stem, benchmark, baselines=False)
         found.append({'checkpoint': path.stem, 'knn5': row['knn5'], 'linear': row['linear']})
         print(found[-1], flush=True)
@@ -180,7 +188,7 @@ def release(output: Path, source: Path) -> list[dict[str, Any]]:
     if not place.is_dir():
         trained = from_pretrained(last(output, 'gfm_jepa_nano_sensors'))
         assert isinstance(trained, Encoder)
-        save_pretrained(add_readout(trained, training_batches(output, RUNS)), place)
+        save_pretrained(read_out(trained, output, RUNS), place)
     encoder = from_pretrained(place)
     assert isinstance(encoder, Encoder)
     if not rows_file.is_file():

@@ -39,7 +39,7 @@ def add_random_filters(
     images: dict[str, list[Tensor]] = {name: [] for name in encoder.modalities}
     for batch in batches:
         for name, raster in encoder.rasters(batch).items():
-            if not images[name] or images[name][0].shape[1:] == raster.shape[-2:]:
+            if len(images[name]) < _IMAGES:
                 chips = one_by_one(raster)
                 images[name] += chips[chips.isfinite().flatten(1).any(dim=1)].unbind()
         if all(len(found) >= _IMAGES for found in images.values()):
@@ -59,7 +59,8 @@ def _cut_filters(encoder: Encoder, name: str, images: list[Tensor], count: int, 
     """Take the filters of the baseline, which sees raw values, for standardised ones."""
     embed = encoder.embedder(name)
     assert embed.filters is not None
-    samples = cast(Any, [{name: image} for image in images])
+    height, width = (min(image.shape[i] for image in images) for i in (1, 2))
+    samples = cast(Any, [{name: image[:, :height, :width]} for image in images])
     model = RandomConvolutions(samples, name, 2 * count, SIDE, seed=seed)
     scaled = model.weights / model.range
     embed.filters.weight.copy_(scaled * embed.std)
