@@ -211,10 +211,10 @@ class PatchEmbed(nn.Module):
         self.register_buffer('std', torch.tensor(modality.std).view(-1, 1, 1))
         if stem not in STEMS:
             raise InputError(f'Unknown stem {stem!r}: expected one of {", ".join(STEMS)}.')
-        self.stem = STEMS[stem](len(modality.bands), embed_dim, patch_size)
+        bands = len(modality.bands)
+        self.stem = STEMS[stem](bands, embed_dim, patch_size)
         self.modality_vector = nn.Parameter(torch.empty(embed_dim))
         nn.init.trunc_normal_(self.modality_vector, std=0.02)
-        bands = len(modality.bands)
         self.filters = RandomFilters(bands, random_filters) if random_filters else None
         self._warned = False
 
