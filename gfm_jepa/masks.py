@@ -246,16 +246,19 @@ class RandomCells:
 
 @dataclass(frozen=True)
 class SignalBiased:
-    """Cells that hold more are more likely to be seen: for scenes that are mostly empty.
+    """Cells that hold something are seen: for scenes that are mostly empty.
 
-    Cells are drawn without replacement with probabilities proportional to
-    ``floor + signal ** power``, signal being 1 in a sample's strongest cell.
+    A cell holds something where its signal is more than three robust standard deviations (1.4826
+    times the median absolute deviation) above the median of its sample's cells; the excess over
+    the median is its weight. Where nothing stands out, all cells are drawn alike.
 
     Args:
-        context_share: Lowest and highest share of the cells that is seen, drawn per batch.
+        context_share: Lowest and highest share of the cells that is seen, drawn per batch; of a
+            sample, no more than half of the cells that hold something, so that the rest of them
+            is there to be predicted.
         signal: ``brightness`` (mean of a patch above its chip's darkest) or ``variance``.
-        power: How strongly the signal counts; 0 is random.
-        floor: What an empty cell keeps, so that the background is seen now and then.
+        power: How strongly the excess counts; 0 treats all cells that hold something alike.
+        background: Share of the draws that fall on empty cells, so that the encoder knows them.
 
     Source: Efraimidis & Spirakis, "Weighted random sampling with a reservoir" (2006), for the draw.
     """
@@ -265,26 +268,44 @@ class SignalBiased:
     context_share: tuple[float, float] = (0.1, 0.2)
     signal: str = 'variance'
     power: float = 1.0
-    floor: float = 1e-3
+    background: float = 0.05
 
     def __post_init__(self) -> None:
         """Refuse a signal that is none."""
         if self.signal not in ('brightness', 'variance'):
             raise InputError(f'Unknown signal {self.signal!r}: expected brightness or variance.')
+        if not 0 <= self.background <= 1:
+            raise InputError(f'background is a share of 0 to 1, not {self.background}.')
 
     def sample(self, ground: Ground, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw masks: context_ids (B, K) and target_ids (B, 1, T), -1 where there is none."""
+        excess = self.excess(ground)
+        holds = excess > 0
+        weights = excess.pow(self.power).where(holds, torch.zeros(()))
+        empty = (~holds).float()
+        # Where nothing holds anything, the empty cells have all the weight.
+        weights = (1 - self.background) * _shares(weights) + self.background * _shares(empty)
+        # The smallest of these keys are a weighted draw without replacement.
+        noise = torch.rand(excess.shape, generator=generator).clamp_min(1e-12)
+        keys = -noise.log() / weights.clamp_min(1e-12)
+        half = (holds.sum(dim=1) // 2).clamp_min(1)
+        most = half.where(holds.any(dim=1), excess.shape[1])
+        return _first_cells(keys, ground, self.context_share, generator, most)
+
+    def excess(self, ground: Ground) -> Tensor:
+        """How far each cell stands out (B, C): 1 the sample's strongest, 0 where it does not."""
         assert ground.signal is not None
         shape = (len(ground.valid), ground.grid[0] * ground.grid[1])
-        # The strongest token of a cell, of any modality, speaks for it.
-        strength = ground.signal.where(ground.valid, torch.zeros(()))
-        cells = ground.cells.expand_as(strength)
-        by_cell = torch.zeros(shape).scatter_reduce(1, cells, strength, 'amax')
-        by_cell = by_cell / by_cell.amax(dim=1, keepdim=True).clamp_min(1e-12)
-        weights = self.floor + by_cell**self.power
-        # The smallest of these keys are a weighted draw without replacement.
-        keys = -torch.rand(shape, generator=generator).clamp_min(1e-12).log() / weights
-        return _first_cells(keys, ground, self.context_share, generator)
+        # The strongest token of a cell, of any modality, speaks for it; an invalid one never does.
+        strength = ground.signal.masked_fill(~ground.valid, -math.inf)
+        by_cell = torch.full(shape, -math.inf)
+        by_cell = by_cell.scatter_reduce(1, ground.cells.expand_as(strength), strength, 'amax')
+        by_cell = by_cell.masked_fill(by_cell.isinf(), math.nan)
+        level = by_cell.nanmedian(dim=1, keepdim=True).values
+        spread = 1.4826 * (by_cell - level).abs().nanmedian(dim=1, keepdim=True).values
+        above = by_cell - level
+        above = above.where(above > 3 * spread, torch.zeros(()))
+        return above / above.amax(dim=1, keepdim=True).clamp_min(1e-12)
 
 
 @dataclass(frozen=True)
@@ -411,13 +432,28 @@ Mask = MultiBlock | RandomCells | SignalBiased | CrossModal | Tube | Mixture
 
 
 def _first_cells(
-    keys: Tensor, ground: Ground, share: tuple[float, float], generator: torch.Generator
+    keys: Tensor,
+    ground: Ground,
+    share: tuple[float, float],
+    generator: torch.Generator,
+    most: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See the cells with the smallest keys (B, h * w), and predict all others as one block."""
+    """See the cells with the smallest keys (B, h * w), and predict all others as one block.
+
+    `most` (B,) bounds how many cells of each sample are seen.
+    """
     number = keys.shape[1]
     part = share[0] + (share[1] - share[0]) * float(torch.rand((), generator=generator))
     count = min(max(round(number * part), 1), number - 1)
-    seen = torch.zeros_like(keys, dtype=torch.bool)
-    seen.scatter_(1, keys.argsort(dim=1)[:, :count], True)
+    order = keys.argsort(dim=1)[:, :count]
+    kept = torch.ones_like(order, dtype=torch.bool)
+    if most is not None:
+        kept = torch.arange(count) < most[:, None]
+    seen = torch.zeros_like(keys, dtype=torch.bool).scatter_(1, order, kept)
     context = seen[:, ground.cells]
     return keep_ids(context & ground.valid), keep_ids((~context & ground.valid)[:, None])
+
+
+def _shares(weights: Tensor) -> Tensor:
+    """Weights (B, C) as shares of their sample's sum, which may be 0."""
+    return weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-12)

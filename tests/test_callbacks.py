@@ -1,13 +1,15 @@
 """The callbacks that watch a run, and the demo that uses everything."""
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import sensor
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,7 +20,19 @@ from gfm_jepa.data.chips import ChipFilter
 from gfm_jepa.data.labels import MajorityLabels
 from gfm_jepa.data.rasters import Rasters
 from gfm_jepa.modalities import LULC, Modality
-from gfm_jepa.tasks import IJEPA, CollapseGuard, LeJEPA, NaNGuard, OnlineKNN, WriteEmbeddings
+from gfm_jepa.tasks import (
+    IJEPA,
+    CollapseGuard,
+    EncoderConfig,
+    LeJEPA,
+    NaNGuard,
+    OnlineKNN,
+    OptimizerConfig,
+    SimSiam,
+    VICReg,
+    WriteEmbeddings,
+)
+from gfm_jepa.views import Views
 
 
 @pytest.fixture
@@ -57,25 +71,81 @@ def test_online_knn_measures_what_the_encoder_separates(eurosat):
         EuroSATRGBDataModule(str(eurosat), modalities=['dem'])
 
 
-class Dead(LeJEPA):
-    """Embeds everything alike."""
+class Smooth(Dataset):
+    """Chips of smooth colours, no two alike."""
 
-    def log_health(self, embeddings):
-        super().log_health(torch.ones_like(embeddings))
+    def __init__(self, count):
+        coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        self.chips = 255 * torch.nn.functional.interpolate(coarse, size=16, mode='bilinear')
+
+    def __len__(self):
+        return len(self.chips)
+
+    def __getitem__(self, index):
+        return {'rgb': self.chips[index]}
 
 
-def test_collapse_is_told_within_one_epoch(eurosat):
-    data = EuroSATRGBDataModule(str(eurosat), batch_size=4)
-    guard = CollapseGuard(warmup_steps=1, patience=3)
-    with pytest.raises(InputError, match=r'collapsed at step 3: std 0\.0000'):
-        trainer(guard, max_steps=60).fit(Dead(['rgb']), data)
+class StopAt(Callback):
+    """Ends a run early."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *args):
+        trainer.should_stop = trainer.global_step >= self.step
 
 
-def test_guard_lets_live_runs_alone(eurosat):
-    guard = CollapseGuard(warmup_steps=1, patience=1, min_std=1e-4, min_rank=1.01)
-    run = trainer(guard, max_steps=4)
-    run.fit(LeJEPA(['rgb']), EuroSATRGBDataModule(str(eurosat), batch_size=8))
-    assert run.global_step == 4 and guard.failed == 0
+@pytest.mark.filterwarnings('ignore:You defined a `validation_step`')
+@pytest.mark.parametrize(
+    ('kind', 'without', 'measure'),
+    [
+        (LeJEPA, {'sigreg_weight': 0.0}, 'projection_std'),
+        (VICReg, {'weights': (25.0, 0.0, 0.0)}, 'projection_std'),
+        (SimSiam, {'stop_gradient': False}, 'projection_rank'),
+    ],
+)
+def test_collapse_is_told_within_one_epoch(kind, without, measure):
+    chips, views = Smooth(128 * 32), Views(num_global=2, global_fraction=1.0)
+
+    def run(steps, **words):
+        torch.manual_seed(0)
+        task = kind(['rgb'], EncoderConfig(stem='conv'), OptimizerConfig(lr=8e-3), views, **words)
+        # The schedule is that of a long run.
+        guards = CollapseGuard(), StopAt(steps)
+        guarded = trainer(*guards, max_steps=3000, gradient_clip_val=1.0)
+        guarded.fit(task, DataLoader(chips, 32, shuffle=True, drop_last=True))
+        return guarded.global_step
+
+    with pytest.raises(InputError, match=rf'collapsed at step \d+: {measure}') as error:
+        run(128, **without)
+    stopped = int(re.search(r'step (\d+)', str(error.value))[1])
+    assert stopped <= 128
+    # The whole loss does not collapse in as many steps.
+    assert run(stopped) == stopped
+
+
+def test_guard_judges_the_mean_of_its_checks_and_goes_on_after_a_break():
+    class Told:
+        """As much of a trainer as the guard asks."""
+
+        log_every_n_steps, should_stop = 1, False
+        strategy = SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision)
+
+    def check(guard, step, std):
+        told = Told()
+        told.global_step, told.callback_metrics = step, {'embedding_std': torch.tensor(std)}
+        guard.on_train_batch_end(told, None, None, None, 0)
+
+    guard = CollapseGuard(checks=3, warmup_steps=2)
+    check(guard, 1, 0.0)  # too early to count
+    for step, std in enumerate((0.0, 0.0, 0.1, 0.0), start=2):
+        check(guard, step, std)
+    check(guard, 5, 0.0)  # the second batch of a step that was checked
+    again = CollapseGuard(checks=3, warmup_steps=2)
+    again.load_state_dict(guard.state_dict())
+    check(again, 6, 0.0)
+    with pytest.raises(InputError, match=r'collapsed at step 7: embedding_std 0\.0000 \(lowest'):
+        check(again, 7, 0.0)
 
 
 class Poisoned(EuroSATRGBDataModule):

@@ -122,22 +122,45 @@ def test_signal_biased_context_lies_on_the_signal(signal):
     ships = holds.view(32, 1, 12, 12).repeat_interleave(8, 2).repeat_interleave(8, 3)
     x = x + ships * 800 * torch.rand(x.shape, generator=generator(2))
     share = {}
-    for mask in (SignalBiased((0.1, 0.1), signal), RandomCells((0.1, 0.1))):
+    for mask in (SignalBiased(signal=signal), RandomCells((0.1, 0.1))):
         context_ids, target_ids = sample_masks(mask, encoder, {'optical': x}, generator(3))
-        assert context_ids.shape[1] + target_ids.shape[2] == 144
-        share[type(mask)] = holds.gather(1, context_ids).float().mean().item()
+        seen, hidden = context_ids >= 0, target_ids[:, 0] >= 0
+        assert (seen.sum(dim=1) + hidden.sum(dim=1) == 144).all()
+        there = holds.gather(1, context_ids.clamp_min(0)) & seen
+        share[type(mask)] = (there.sum() / seen.sum()).item()
+        if isinstance(mask, SignalBiased):  # half of what holds a ship is left to be predicted
+            assert (there.sum(dim=1) <= 8).all() and (seen.sum(dim=1) <= 8).all()
     assert share[SignalBiased] >= 0.9 and share[RandomCells] < 0.3
 
 
-def test_signal_of_no_power_is_random_and_unknown_ones_are_refused():
-    signal = torch.arange(64.0).expand(2000, 64)
+def test_signal_counts_above_the_background_and_by_its_power():
+    signal = 1 + torch.rand(2000, 64, generator=generator())
+    signal[:, 48:] = torch.arange(20.0, 36.0)  # 16 cells hold something
     valid = torch.ones(2000, 64, dtype=torch.bool)
+    valid[:, 63] = False  # the strongest is not there
     here = ground(valid, torch.arange(64), (8, 8), signal=signal)
-    for power, expected in ((0.0, 31.5), (2.0, 48.0)):
-        ids, _ = SignalBiased((0.1, 0.1), power=power).sample(here, generator())
-        assert ids.float().mean().item() == pytest.approx(expected, abs=1.5)
+    means = []
+    for power in (0.0, 8.0):
+        ids, _ = SignalBiased((0.05, 0.05), power=power, background=0.0).sample(here, generator())
+        assert ids.shape[1] == 3 and (ids >= 48).all() and (ids < 63).all()
+        means.append(ids.float().mean().item())
+    assert means[0] == pytest.approx(55, abs=0.3) and means[1] > 58
+    ids, _ = SignalBiased((0.05, 0.05), background=0.3).sample(here, generator())
+    assert (ids < 48).float().mean().item() == pytest.approx(0.3, abs=0.03)
+
+
+def test_where_nothing_stands_out_the_mask_is_random():
+    here = ground(torch.ones(2000, 64, dtype=torch.bool), torch.arange(64), (8, 8),
+                  signal=torch.ones(2000, 64))  # fmt: skip
+    ids, _ = SignalBiased((0.1, 0.1)).sample(here, generator())
+    assert ids.shape[1] == 6 and ids.float().mean().item() == pytest.approx(31.5, abs=0.7)
+
+
+def test_signal_biased_refuses_what_it_cannot_use():
     with pytest.raises(InputError, match='expected brightness or variance'):
         SignalBiased(signal='texture')
+    with pytest.raises(InputError, match=r'background is a share of 0 to 1, not 1\.5'):
+        SignalBiased(background=1.5)
 
 
 def test_cross_modal_hides_whole_modalities_and_leaves_one():

@@ -20,8 +20,8 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 PANELS = {
     'loss': ('Loss', 'loss (no unit)', 'linear', None),
     'knn': ('Online kNN on held-out labels', 'accuracy (%)', 'linear', None),
-    'rank': ('Effective rank of the embeddings', 'directions in use', 'linear', (0, None)),
-    'spread': ('Spread of the embeddings', 'std 0, cosine 1: collapsed', 'linear', (-0.1, 1.1)),
+    'rank': ('Effective rank', 'directions in use', 'linear', (0, None)),
+    'spread': ('Spread', 'std 0, cosine 1: collapsed', 'linear', (-0.1, None)),
     'gradient': ('Gradient norm, before clipping', 'L2 norm (no unit)', 'log', None),
     'term': ('Terms of the loss', 'term (no unit)', 'log', None),
     'lr': ('Learning rate', 'rate per step', 'linear', (0, None)),
@@ -30,6 +30,7 @@ PANELS = {
 _OTHER = {'step', 'epoch', 'hp_metric'}
 _NAMES = {
     'embedding_std': 'spread', 'mean_cosine': 'spread', 'effective_rank': 'rank',
+    'projection_std': 'spread', 'projection_rank': 'rank',
     'grad_norm': 'gradient', 'ema_momentum': 'momentum',
 }  # fmt: skip
 

@@ -63,6 +63,7 @@ class LeJEPA(ViewTask):
         """Embed and project all views, and compare them."""
         embeddings = self.embed_views(batch, batch_idx)
         projections = self.projector(embeddings.flatten(0, 1)).unflatten(0, (self.num_views, -1))
+        self.log_projections(projections)
         invariance = view_invariance(projections, self.views.num_global)
         sigreg = self.sigreg(projections, self.generator(batch_idx, shared=True))
         if self.training:

@@ -63,6 +63,7 @@ class SimSiam(ViewTask):
         embeddings = self.embed_views(batch, batch_idx)
         # View by view: the batch norms see one view at a time, as in the source.
         projections = torch.stack([self.projector(view) for view in embeddings])
+        self.log_projections(projections)
         predictions = torch.stack([self.predictor(view) for view in projections])
         if self.stop_gradient:
             projections = projections.detach()

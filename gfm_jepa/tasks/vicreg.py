@@ -54,6 +54,7 @@ class VICReg(ViewTask):
         """Embed and expand the views, and compare them."""
         embeddings = self.embed_views(batch, batch_idx)
         projections = self.projector(embeddings.flatten(0, 1)).unflatten(0, (self.num_views, -1))
+        self.log_projections(projections)
         invariance, variance, covariance = self.criterion(projections)
         if self.training:
             self.log_dict(

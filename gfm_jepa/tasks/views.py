@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..metrics import effective_rank
 from ..photo_views import PhotoViews
 from ..views import Views
 from .base import EncoderConfig, ModalitySpecs, OptimizerConfig, PretrainTask
@@ -68,3 +69,14 @@ class ViewTask(PretrainTask):
                 f'all their views; take chips with more data, or larger batches.'
             )
         return by_view[:, there]
+
+    def log_projections(self, projections: Tensor) -> None:
+        """Log whether the projections (V, B, P) of the batch are alive.
+
+        The projector's batch norms keep the embeddings spread while what the loss compares dies, so
+        that collapse shows here first: their standard deviation, not normalised, and their rank.
+        """
+        if self._trainer is not None and self.training and self.logs_this_step:
+            first = projections[0].detach().float()
+            self.log('projection_std', first.std(dim=0, correction=0).mean())
+            self.log('projection_rank', effective_rank(first))
