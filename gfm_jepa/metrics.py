@@ -48,12 +48,14 @@ def effective_rank(embeddings: Tensor) -> Tensor:
         embeddings: (N, D).
 
     Returns:
-        Scalar in [0, min(N, D)]; 0 for a collapsed set.
+        Scalar in [0, min(N, D)]; 0 for a collapsed set, NaN where the embeddings are not finite.
 
     Source: Roy & Vetterli, "The effective rank" (2007); used on embeddings by RankMe
     (Garrido et al., 2023).
     """
     centred = embeddings.float() - embeddings.float().mean(dim=0)
+    if not bool(centred.isfinite().all()):  # which the decomposition would refuse
+        return torch.full((), torch.nan, device=embeddings.device)
     singular = torch.linalg.svdvals(centred)
     total = singular.sum()
     if total <= 1e-6 * len(embeddings):

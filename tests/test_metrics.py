@@ -21,6 +21,8 @@ def test_collapsed_embeddings_are_dead():
 def test_effective_rank_counts_directions():
     x = torch.randn(512, 3) @ torch.linalg.qr(torch.randn(16, 3))[0].T
     assert effective_rank(x).item() == pytest.approx(3, rel=0.02)
+    x[7, 1] = torch.inf
+    assert effective_rank(x).isnan()
 
 
 def test_mean_cosine_equals_all_pairs():
