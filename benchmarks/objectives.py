@@ -4,12 +4,13 @@
 
 A minute is one of two quiet cores, counted as two minutes of processor time of a process with one
 thread: another program makes a row later, and through the shared caches its steps up to a half
-dearer, so that rows to be compared want a quiet machine. For each method and seed a process of its own measures its step, trains as many steps as fit (ours with
-`configs/<method>_eurosat_rgb.yaml`, torchgeo's with torchgeo_objectives.py), probes, and appends
-its rows to benchmarks/results/objectives.csv. What stands there is skipped, so that a broken call
-goes on; encoders of ours are kept in `--keep`, and probed without training when they are there.
-`--best 3 --minutes 40` takes the best three methods of the rows that are there. The last line is
-one JSON object: mean and spread over seeds, by method and features.
+dearer, so that rows to be compared want a quiet machine. For each method and seed a process of its
+own measures its step, trains as many steps as fit (ours with `configs/<method>_eurosat_rgb.yaml`,
+torchgeo's with torchgeo_objectives.py), probes, and appends its rows to
+benchmarks/results/objectives.csv. What stands there is skipped, so that a broken call goes on;
+encoders of ours are kept in `--keep`, and probed without training when they are there. `--best 3
+--minutes 40` takes the best three methods of the rows that are there. The last line is one JSON
+object: mean and spread over seeds, by method and features.
 """
 
 import argparse
