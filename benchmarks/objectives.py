@@ -3,8 +3,8 @@
     python benchmarks/objectives.py --root DIR --minutes 10 --seeds 2
 
 A minute is one of two quiet cores, counted as two minutes of processor time of a process with one
-thread: another program makes a row later, and through the shared caches its steps up to a half
-dearer, so that rows to be compared want a quiet machine. For each method and seed a process of its
+thread: another program makes a row later, and through the shared caches its steps dearer, so that
+rows to be compared want a quiet machine of one day. For each method and seed a process of its
 own measures its step, trains as many steps as fit (ours with `configs/<method>_eurosat_rgb.yaml`,
 torchgeo's with torchgeo_objectives.py), probes, and appends its rows to
 benchmarks/results/objectives.csv. What stands there is skipped, so that a broken call goes on;
