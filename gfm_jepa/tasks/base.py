@@ -327,13 +327,15 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
 
     @property
     def logs_this_step(self) -> bool:
-        """Whether Lightning writes this optimizer step's metrics; it counts from 1."""
+        """Whether it trains and Lightning writes this step's metrics; steps count from 1."""
+        if self._trainer is None or not self.training:
+            return False
         written: bool = (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0
         return written
 
     def log_health(self, embeddings: Tensor) -> None:
         """Log whether the embeddings (B, D) of the batch are alive."""
-        if self._trainer is None or not self.training or not self.logs_this_step:
+        if not self.logs_this_step:
             return
         there = embeddings.detach()[~embeddings.detach().isnan().any(dim=1)]
         if len(there) > 1:

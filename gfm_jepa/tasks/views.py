@@ -76,7 +76,7 @@ class ViewTask(PretrainTask):
         The projector's batch norms keep the embeddings spread while what the loss compares dies, so
         that collapse shows here first: their standard deviation, not normalised, and their rank.
         """
-        if self._trainer is not None and self.training and self.logs_this_step:
+        if self.logs_this_step:
             first = projections[0].detach().float()
             self.log('projection_std', first.std(dim=0, correction=0).mean())
             self.log('projection_rank', effective_rank(first))
