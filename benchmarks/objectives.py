@@ -197,10 +197,10 @@ def markdown(rows: list[Row], minutes: float) -> str:
 
 
 def best_methods(rows: list[Row], count: int) -> list[str]:
-    """The trained methods with the highest linear accuracy of their embedding, at any length."""
+    """The trained methods with the highest linear accuracy of any features, at any length."""
     found: dict[str, float] = {}
     for row in rows:
-        if row['method'] in OURS + THEIRS and row['features'] == 'embedding':
+        if row['method'] in OURS + THEIRS:
             found[row['method']] = max(found.get(row['method'], 0.0), float(row['linear']))
     return sorted(found, key=lambda m: -found[m])[:count]
 

@@ -39,6 +39,15 @@ def _changes(strength: float) -> dict[str, Any]:
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     'recipe': ('vicreg', {}),
     'LeJEPA': ('lejepa', {}),
+    # Views of 32 px of a third to a whole chip of 64 px show it coarser than it is embedded later.
+    'LeJEPA, crops of 0.1 to 1': ('lejepa', {f'{_VIEWS}.global_scale': [0.1, 1.0]}),
+    'LeJEPA, crops of 0.1 to 0.6': ('lejepa', {f'{_VIEWS}.global_scale': [0.1, 0.6]}),
+    'LeJEPA, crops of 0.2 to 0.4': ('lejepa', {f'{_VIEWS}.global_scale': [0.2, 0.4]}),
+    'LeJEPA, four views, batch 32': (
+        'lejepa', {f'{_VIEWS}.num_global': 4, 'data.init_args.batch_size': 32},
+    ),
+    'LeJEPA, band dropout 0.2': ('lejepa', {f'{_VIEWS}.band_dropout': 0.2}),
+    'LeJEPA, SIGReg 0.1': ('lejepa', {'model.init_args.sigreg_weight': 0.1}),
     'SimSiam': ('simsiam', {}),
     'linear stem': ('vicreg', {f'{_ENCODER}.stem': 'linear'}),
     'patches of 16 px': ('vicreg', {f'{_ENCODER}.patch_size': 16}),

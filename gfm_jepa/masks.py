@@ -185,6 +185,11 @@ class Ground:
     modality_ids: Tensor
     signal: Tensor | None = None
 
+    def cells_with_data(self) -> Tensor:
+        """(B, h * w) boolean, True for a cell in which a sample has a valid token."""
+        there = torch.zeros(len(self.valid), self.grid[0] * self.grid[1], dtype=torch.long)
+        return there.index_add_(1, self.cells, self.valid.long()) > 0
+
 
 @dataclass(frozen=True)
 class MultiBlock:
@@ -282,7 +287,7 @@ class SignalBiased:
         excess = self.excess(ground)
         holds = excess > 0
         weights = excess.pow(self.power).where(holds, torch.zeros(()))
-        empty = (~holds).float()
+        empty = (ground.cells_with_data() & ~holds).float()
         # Where nothing holds anything, the empty cells have all the weight.
         weights = (1 - self.background) * _shares(weights) + self.background * _shares(empty)
         # The smallest of these keys are a weighted draw without replacement.
@@ -440,16 +445,18 @@ def _first_cells(
 ) -> tuple[Tensor, Tensor]:
     """See the cells with the smallest keys (B, h * w), and predict all others as one block.
 
-    `most` (B,) bounds how many cells of each sample are seen.
+    Shares are of the cells in which a sample has a valid token; others are neither seen nor
+    predicted. `most` (B,) bounds how many cells of each sample are seen.
     """
-    number = keys.shape[1]
+    there = ground.cells_with_data()
+    number = there.sum(dim=1)
     part = share[0] + (share[1] - share[0]) * float(torch.rand((), generator=generator))
-    count = min(max(round(number * part), 1), number - 1)
-    order = keys.argsort(dim=1)[:, :count]
-    kept = torch.ones_like(order, dtype=torch.bool)
+    count = (number * part).round().long().clamp_min(1).minimum((number - 1).clamp_min(0))
     if most is not None:
-        kept = torch.arange(count) < most[:, None]
-    seen = torch.zeros_like(keys, dtype=torch.bool).scatter_(1, order, kept)
+        count = count.minimum(most)
+    order = keys.masked_fill(~there, math.inf).argsort(dim=1)
+    kept = torch.arange(keys.shape[1]) < count[:, None]
+    seen = torch.zeros_like(there).scatter_(1, order, kept)
     context = seen[:, ground.cells]
     return keep_ids(context & ground.valid), keep_ids((~context & ground.valid)[:, None])
 

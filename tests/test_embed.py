@@ -268,16 +268,18 @@ def test_bad_input_gets_one_sentence(scene, write_raster, capfd):
     assert not list(scene.glob('a.tif'))
 
 
-def test_one_row_of_pixels_and_nothing_but_nodata(scene, write_raster):
+def test_one_row_of_pixels_and_nothing_but_nodata(scene, write_raster, capfd):
     write_raster(scene / 'row/optical.tif', values=smooth(3, 1, 100), dtype='float32')
     assert run(scene, 'row.tif', inputs=['row']) == 0
     values, transform, _ = read(scene / 'row.tif')
     # A patch of 8 x 8 with one row of data has too little of it.
     assert values.shape == (16, 1, 13) and np.isnan(values).all() and transform.a == 80
+    assert 'only nodata, since there is nothing valid to embed: optical' in capfd.readouterr().out
     row = smooth(3, 1, 100)
     embed(MeanEncoder().eval(), [str(scene / 'row/optical.tif')], scene / 'mean.tif')
     found, _, _ = read(scene / 'mean.tif')
     assert np.allclose(found[:, 0], row.reshape(3, 25, 4).mean(axis=2), rtol=1e-5)
+    assert 'only nodata' not in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(('limit', 'parts'), [(10_000, 0), (15_000, 3)])  # bytes of a file

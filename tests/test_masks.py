@@ -112,6 +112,19 @@ def test_invalid_tokens_are_neither_context_nor_target():
     assert (context_ids[1:, 0] >= 0).all()
 
 
+@pytest.mark.parametrize('mask', [RandomCells((0.25, 0.25)), SignalBiased((0.25, 0.25))])
+def test_samples_with_few_valid_cells_keep_context_and_targets(mask):
+    valid = torch.zeros(200, 64, dtype=torch.bool)
+    valid[:, 40:48] = True
+    valid[0, 41:] = False  # one cell alone: nothing could be predicted from it
+    here = ground(valid, torch.arange(64), (8, 8), signal=torch.ones(200, 64))
+    context_ids, target_ids = mask.sample(here, generator())
+    seen, hidden = context_ids >= 0, target_ids[:, 0] >= 0
+    # A quarter of the eight that are there, not of all.
+    assert (seen[1:].sum(dim=1) == 2).all() and (hidden[1:].sum(dim=1) == 6).all()
+    assert not seen[0].any()
+
+
 @pytest.mark.parametrize('signal', ['brightness', 'variance'])
 def test_signal_biased_context_lies_on_the_signal(signal):
     # A sparse scene: 16 of 144 patches hold ships on a dark, slightly noisy sea.

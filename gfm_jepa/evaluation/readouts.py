@@ -44,14 +44,11 @@ def add_random_filters(
                 images[name] += chips[chips.isfinite().flatten(1).any(dim=1)].unbind()
         if all(len(found) >= _IMAGES for found in images.values()):
             break
-    copy = Encoder.from_config({**encoder.config, 'random_filters': count, 'readout': None})
-    fitted = ('.filters.', 'readout.')
-    trained = {k: v for k, v in encoder.state_dict().items() if not any(f in k for f in fitted)}
-    copy.load_state_dict({**copy.state_dict(), **trained})
+    copy = _rebuilt(encoder, ('.filters.', 'readout.'), random_filters=count, readout=None)
     for name, found in images.items():
         if found:
             _cut_filters(copy, name, found[:_IMAGES], count, seed)
-    return copy.eval()
+    return copy
 
 
 @torch.no_grad()
@@ -105,8 +102,7 @@ def add_readout(
             f'A readout of width {width} was asked for, but there are {len(features)} samples of '
             f'{features.shape[1]} features; give more samples, or a smaller width.'
         )
-    copy = Encoder.from_config({**encoder.config, 'readout': width})
-    copy.load_state_dict({**copy.state_dict(), **encoder.state_dict()})
+    copy = _rebuilt(encoder, ('readout.',), readout=width)
     assert copy.readout is not None
     weight, bias = components(features, width, power)
     noise = torch.randn(width, width, generator=torch.Generator().manual_seed(0))
@@ -114,6 +110,15 @@ def add_readout(
     with torch.no_grad():
         copy.readout.weight.copy_(turn @ weight)
         copy.readout.bias.copy_(turn @ bias)
+    return copy
+
+
+def _rebuilt(encoder: Encoder, left_out: tuple[str, ...], **changes: Any) -> Encoder:
+    """An encoder of a changed config with the same weights, but for those named `left_out`."""
+    copy = Encoder.from_config({**encoder.config, **changes})
+    weights = encoder.state_dict().items()
+    kept = {k: v for k, v in weights if not any(part in k for part in left_out)}
+    copy.load_state_dict({**copy.state_dict(), **kept})
     return copy.eval()
 
 

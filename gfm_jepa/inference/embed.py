@@ -187,7 +187,8 @@ def _write(
         if kind == 'parquet':
             count = write_chips(path, chips, projection, tags)
             return f'{work.output}: {count} chips of {len(projection.names)} features'
-        stored = [_projected(m, projection) for m in maps]
+        with_data: set[str] = set()
+        stored = [_projected(m, projection, with_data) for m in maps]
         if kind == 'zarr':
             named = [(m.scene.name, m.grid, b) for m, b in zip(maps, stored, strict=True)]
             write_zarr(path, named, projection, tags)
@@ -199,18 +200,23 @@ def _write(
                 target = path / f'{embedded.scene.name}.tif' if kind == 'folder' else path
                 write_cog(target, embedded.grid, blocks, projection, own)
     size = ' + '.join(f'{m.tiling.shape[0]} x {m.tiling.shape[1]}' for m in maps[:3])
-    return f'{work.output}: {size} cells of {len(projection.names)} features'
+    said = f'{work.output}: {size} cells of {len(projection.names)} features'
+    if empty := sorted({m.scene.name for m in maps} - with_data):
+        said += f'; only nodata, since there is nothing valid to embed: {", ".join(empty)}'
+    return said
 
 
 def _load(work: Workspace, job: Job, strip: Strip) -> Float:
     return work.load(job.part(strip))
 
 
-def _projected(embedded: EmbeddedMap, projection: Projection) -> Iterator[Any]:
-    """What is stored of a map, block by block."""
+def _projected(embedded: EmbeddedMap, projection: Projection, with_data: set[str]) -> Iterator[Any]:
+    """What is stored of a map, block by block; adds its name to those of maps that hold data."""
     total = sum(1 for _ in embedded.tiling.blocks(SIDE))
-    pieces = tqdm(embedded.pieces(), 'Writing', total, unit='block', delay=2)
-    return ((cells, projection(values)) for cells, values in pieces)
+    for cells, values in tqdm(embedded.pieces(), 'Writing', total, unit='block', delay=2):
+        if np.isfinite(values).any():
+            with_data.add(embedded.scene.name)
+        yield cells, projection(values)
 
 
 def _fingerprint(
