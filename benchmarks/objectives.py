@@ -3,22 +3,24 @@
     python benchmarks/objectives.py --root DIR --minutes 10 --seeds 2
 
 A minute is one of two quiet cores, counted as two minutes of processor time of a process with one
-thread: another program makes a row later, and through the shared caches its steps dearer, so that
-rows to be compared want a quiet machine of one day. For each method and seed a process of its
-own measures its step, trains as many steps as fit (ours with `configs/<method>_eurosat_rgb.yaml`,
-torchgeo's with torchgeo_objectives.py), probes, and appends its rows to
-benchmarks/results/objectives.csv. What stands there is skipped, so that a broken call goes on;
-encoders of ours are kept in `--keep`, and probed without training when they are there. `--best 3
---minutes 40` takes the best three methods of the rows that are there. The last line is one JSON
-object: mean and spread over seeds, by method and features.
+thread, on a machine on which a step of VICReg takes 0.287 s: that of 2026-11-27. Machines differ
+by up to three times, so that each row measures a step of VICReg beside a step of its own method,
+and scales. For each method and seed a process of its own does that, trains as many steps as fit
+(ours with `configs/<method>_eurosat_rgb.yaml`, torchgeo's with torchgeo_objectives.py), probes, and
+appends its rows to benchmarks/results/objectives.csv. What stands there is skipped, so that a
+broken call goes on; encoders of ours are kept in `--keep`, and probed without training when they
+are there. `--best 3 --minutes 40` takes the best three methods of the rows that are there. The last
+line is one JSON object: mean and spread over seeds, by method and features.
 """
 
 import argparse
 import json
 import shutil
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,15 +37,32 @@ from torch.utils.data import DataLoader, Dataset
 from gfm_jepa import tasks
 from gfm_jepa.data.benchmarks import Benchmark, load_benchmark
 from gfm_jepa.evaluation.baselines import ImageStatistics, RandomConvolutions, random_init
-from gfm_jepa.evaluation.features import EncoderFeatures, extract_features
+from gfm_jepa.evaluation.features import Embed, EncoderFeatures, Features, extract_features
 from gfm_jepa.evaluation.probes import knn_probe, linear_probe
-from gfm_jepa.evaluation.readouts import add_random_filters, add_readout
+from gfm_jepa.evaluation.readouts import add_random_filters, fit_readout
+from gfm_jepa.models import Encoder
 from gfm_jepa.models.hub import from_pretrained
 
 THEIRS = ('torchgeo-mae', 'torchgeo-simclr', 'torchgeo-byol')
 BASELINES = ('image-statistics', 'rcf-torchgeo-defaults', 'rcf-512', 'random-init')
 CALIBRATION_STEPS = 30
+# What makes minutes of different machines the same: the step that most rows were made beside.
+YARDSTICK, YARDSTICK_SECONDS = 'vicreg', 0.287
 RESULTS = Path(__file__).parent / 'results' / 'objectives.csv'
+
+
+def affordable(clock: Clock, minutes: float) -> tuple[int, float]:
+    """Steps in so many minutes of two cores of the reference machine, and a step's seconds there.
+
+    Args:
+        clock: Of some steps on this machine, in this process.
+        minutes: Of two cores.
+    """
+    own = Clock.step(clock.processor)
+    yardstick = Clock.step(time_ours(YARDSTICK, CALIBRATION_STEPS)[0].processor)
+    seconds = own / yardstick * YARDSTICK_SECONDS
+    print(f'A step takes {own:.3f} s here, {YARDSTICK} {yardstick:.3f} s.', file=sys.stderr)
+    return max(int(120 * minutes / seconds), 1), seconds
 
 
 def train_ours(
@@ -84,8 +103,7 @@ def train_theirs(method: str, minutes: float, root: str) -> tuple[Any, int, floa
     images: Dataset[Any] = theirs.UnitImages(root)
     clock = Clock()
     theirs.train(method, CALIBRATION_STEPS, images, [clock])
-    seconds = Clock.step(clock.processor)
-    steps = max(int(120 * minutes / seconds), 1)
+    steps, seconds = affordable(clock, minutes)
     return theirs.train(method, steps, images, []), steps, seconds
 
 
@@ -97,29 +115,59 @@ def train_or_find(
     about = checkpoint.with_suffix('.json')
     if about.is_file():
         return from_pretrained(checkpoint), *json.loads(about.read_text())
-    seconds = Clock.step(time_ours(method, CALIBRATION_STEPS)[0].processor)
-    steps = max(int(120 * minutes / seconds), 1)
+    steps, seconds = affordable(time_ours(method, CALIBRATION_STEPS)[0], minutes)
     encoder = train_ours(method, steps, seed, root, keep=checkpoint)
     about.write_text(json.dumps([steps, seconds]))
     return encoder, steps, seconds
 
 
-def embeds(
+def embed(model: Embed, benchmark: Benchmark) -> list[Features]:
+    """Features of train, val and test."""
+    parts = benchmark.train, benchmark.val, benchmark.test
+    return [extract_features(model, part, progress=False) for part in parts]
+
+
+def feature_sets(
+    encoder: Encoder, method: str, benchmark: Benchmark
+) -> Iterator[tuple[str, list[Features]]]:
+    """All that an encoder offers, from one pass over the images.
+
+    With random filters `forward_depths` is wider by what they say and else the same, and the
+    embedding, the mean over the last tokens, is one of its parts.
+    """
+    filtered = add_random_filters(encoder, images_of(benchmark))
+    everything = embed(EncoderFeatures(filtered, method, benchmark, 'depths'), benchmark)
+
+    width, depths = encoder.embed_dim, encoder.depths_dim
+    last = depths - encoder.statistics_dim - width  # where the tokens' standard deviations start
+    for kind, columns in (('embedding', slice(last - width, last)), ('depths', slice(depths))):
+        yield kind, [replace(p, embeddings=p.embeddings[:, columns]) for p in everything]
+    for kind, count in (('readout', depths), ('readout+rcf', filtered.depths_dim)):
+        weight, bias = fit_readout(everything[0].embeddings[:, :count])
+        yield (
+            kind,
+            [replace(p, embeddings=p.embeddings[:, :count] @ weight.T + bias) for p in everything],
+        )
+
+
+def measured(
     method: str, minutes: float, seed: int, root: str, benchmark: Benchmark, keep: Path
-) -> Any:
-    """Yield (features, what embeds a batch, steps, seconds a step) of a method or baseline."""
+) -> Iterator[tuple[str, list[Features], int, float]]:
+    """Yield kind of features, themselves, steps and seconds a step of a method or baseline."""
     if method == 'image-statistics':
-        yield 'statistics', ImageStatistics('rgb'), 0, 0.0
+        yield 'statistics', embed(ImageStatistics('rgb'), benchmark), 0, 0.0
     elif method == 'rcf-512':
-        yield 'rcf', RandomConvolutions(benchmark.train, 'rgb', seed=seed + 1), 0, 0.0
+        model = RandomConvolutions(benchmark.train, 'rgb', seed=seed + 1)
+        yield 'rcf', embed(model, benchmark), 0, 0.0
     elif method == 'rcf-torchgeo-defaults':
         from torchgeo.models import RCF
 
-        model = RCF(in_channels=3, features=512, seed=seed, mode='gaussian').eval()
-        yield 'rcf', lambda batch: model(batch['rgb'] / 255), 0, 0.0
+        rcf = RCF(in_channels=3, features=512, seed=seed, mode='gaussian').eval()
+        yield 'rcf', embed(lambda batch: rcf(batch['rgb'] / 255), benchmark), 0, 0.0
     elif method == 'torchgeo-mae':
         vit, steps, seconds = train_theirs(method, minutes, root)
-        yield 'embedding', lambda batch: vit(batch['rgb'] / 255), steps, seconds
+        features = embed(lambda batch: vit(batch['rgb'] / 255), benchmark)
+        yield 'embedding', features, steps, seconds
     else:
         if method in THEIRS:
             encoder, steps, seconds = train_theirs(method, minutes, root)
@@ -128,13 +176,8 @@ def embeds(
             encoder, steps, seconds = random_init(task.encoder, seed), 0, 0.0
         else:
             encoder, steps, seconds = train_or_find(method, minutes, seed, root, keep)
-        for features in ('embedding', 'depths'):
-            yield features, EncoderFeatures(encoder, method, benchmark, features), steps, seconds
-        read = add_readout(encoder, images_of(benchmark))
-        yield 'readout', EncoderFeatures(read, method, benchmark), steps, seconds
-        filtered = add_random_filters(encoder, images_of(benchmark))
-        read = add_readout(filtered, images_of(benchmark))
-        yield 'readout+rcf', EncoderFeatures(read, method, benchmark), steps, seconds
+        for kind, features in feature_sets(encoder, method, benchmark):
+            yield kind, features, steps, seconds
 
 
 def images_of(benchmark: Benchmark) -> Iterator[dict[str, Tensor]]:
@@ -149,11 +192,8 @@ def rows_of(method: str, minutes: float, seed: int, root: str, keep: Path) -> li
     seed_everything(seed)
     benchmark = load_benchmark('eurosat-rgb-spatial', root)
     rows = []
-    for features, embed, steps, seconds in embeds(method, minutes, seed, root, benchmark, keep):
-        train, val, test = (
-            extract_features(embed, part, progress=False)
-            for part in (benchmark.train, benchmark.val, benchmark.test)
-        )
+    found = measured(method, minutes, seed, root, benchmark, keep)
+    for features, (train, val, test), steps, seconds in found:
         rows.append({
             'method': method, 'minutes': minutes, 'seed': seed, 'steps': steps,
             'seconds_a_step': round(seconds, 4), 'features': features,

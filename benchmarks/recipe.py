@@ -2,28 +2,31 @@
 
     python benchmarks/recipe.py --root DIR --minutes 2
 
-Trains `configs/vicreg_eurosat_rgb.yaml` on the spatial train list of EuroSAT RGB with one thing
-changed, for so many minutes of two quiet cores (counted in processor time, as in objectives.py),
-and probes: fitted on the spatial train list and tried on the val list, and back, fitted on val and
-tried on train, which asks more of a recipe because the lists lie at other longitudes. The test list
-is not read. Rows go to benchmarks/results/recipe.csv and are skipped when they stand there. The
-last line is one JSON object: kNN-5 and linear accuracy by variant, percent, mean over seeds.
+Trains `configs/vicreg_eurosat_rgb.yaml`, or another's, on the spatial train list of EuroSAT RGB
+with one thing changed, for so many minutes of two quiet cores (in processor time of the reference
+machine, as in objectives.py), and probes: fitted on the spatial train list and tried on the val
+list, and back, fitted on val and tried on train, which asks more of a recipe because the lists lie
+at other longitudes. The test list is not read. Rows go to benchmarks/results/recipe.csv and are
+skipped when they stand there. The last line is one JSON object: kNN-5 and linear accuracy by
+variant, percent, mean over seeds.
 """
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import seed_everything
-from objectives import CALIBRATION_STEPS, train_ours
+from objectives import CALIBRATION_STEPS, affordable, train_ours
 from rows import Row, fill, read
-from throughput import Clock, time_ours
+from throughput import time_ours
 
 from gfm_jepa.data.benchmarks import load_benchmark
 from gfm_jepa.evaluation.features import EncoderFeatures, extract_features
 from gfm_jepa.evaluation.probes import knn_probe, linear_probe
+from gfm_jepa.evaluation.readouts import fit_readout
 
 _ENCODER, _VIEWS, _RATE = (
     'model.init_args.encoder', 'model.init_args.views', 'model.init_args.optimizer.lr',
@@ -46,6 +49,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     'LeJEPA, four views, batch 32': (
         'lejepa', {f'{_VIEWS}.num_global': 4, 'data.init_args.batch_size': 32},
     ),
+    'LeJEPA, four local views': ('lejepa', {f'{_VIEWS}.num_local': 4,
+        f'{_VIEWS}.local_scale': [0.06, 0.3], f'{_VIEWS}.local_fraction': 0.25}),
+    'LeJEPA, projection of 256': ('lejepa', {'model.init_args.projection_dim': 256}),
     'LeJEPA, band dropout 0.2': ('lejepa', {f'{_VIEWS}.band_dropout': 0.2}),
     'LeJEPA, SIGReg 0.1': ('lejepa', {'model.init_args.sigreg_weight': 0.1}),
     'SimSiam': ('simsiam', {}),
@@ -78,16 +84,16 @@ def rows_of(variant: str, minutes: float, seed: int, root: str) -> list[Row]:
     seed_everything(seed)
     method, changes = VARIANTS[variant]
     clock, _ = time_ours(method, CALIBRATION_STEPS, changes=changes)
-    steps = max(int(120 * minutes / Clock.step(clock.processor)), 1)
+    steps, _ = affordable(clock, minutes)
     encoder = train_ours(method, steps, seed, root, changes)
     benchmark = load_benchmark('eurosat-rgb-spatial', root)
+    embed = EncoderFeatures(encoder, variant, benchmark, 'depths')
+    depths = [extract_features(embed, part, progress=False)
+              for part in (benchmark.train, benchmark.val)]  # fmt: skip
+    weight, bias = fit_readout(depths[0].embeddings)
+    read = [replace(part, embeddings=part.embeddings @ weight.T + bias) for part in depths]
     rows: list[Row] = []
-    for features in ('embedding', 'depths'):
-        embed = EncoderFeatures(encoder, variant, benchmark, features)
-        train, val = (
-            extract_features(embed, part, progress=False)
-            for part in (benchmark.train, benchmark.val)
-        )
+    for features, (train, val) in (('depths', depths), ('readout', read)):
         rows.append({
             'variant': variant, 'minutes': minutes, 'seed': seed, 'steps': steps,
             'features': features, 'knn5': round(knn_probe(train, val, k=5).accuracy, 4),

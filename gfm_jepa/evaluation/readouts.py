@@ -104,12 +104,10 @@ def add_readout(
         )
     copy = _rebuilt(encoder, ('readout.',), readout=width)
     assert copy.readout is not None
-    weight, bias = components(features, width, power)
-    noise = torch.randn(width, width, generator=torch.Generator().manual_seed(0))
-    turn = torch.linalg.qr(noise).Q
+    weight, bias = fit_readout(features, width, power)
     with torch.no_grad():
-        copy.readout.weight.copy_(turn @ weight)
-        copy.readout.bias.copy_(turn @ bias)
+        copy.readout.weight.copy_(weight)
+        copy.readout.bias.copy_(bias)
     return copy
 
 
@@ -120,6 +118,14 @@ def _rebuilt(encoder: Encoder, left_out: tuple[str, ...], **changes: Any) -> Enc
     kept = {k: v for k, v in weights if not any(part in k for part in left_out)}
     copy.load_state_dict({**copy.state_dict(), **kept})
     return copy.eval()
+
+
+def fit_readout(features: Tensor, width: int = 512, power: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Weight (K, F) and bias (K,) of `add_readout`'s map from features (N, F)."""
+    weight, bias = components(features, width, power)
+    noise = torch.randn(width, width, generator=torch.Generator().manual_seed(0))
+    turn = torch.linalg.qr(noise).Q
+    return turn @ weight, turn @ bias
 
 
 def components(features: Tensor, width: int, power: float) -> tuple[Tensor, Tensor]:
