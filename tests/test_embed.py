@@ -187,6 +187,7 @@ def test_cog_zarr_and_folder_hold_the_same(scene, write_raster):
         assert np.array_equal(values, stored[transform.c], equal_nan=True)
         with rasterio.open(path) as file:
             assert file.tags(ns='IMAGE_STRUCTURE')['LAYOUT'] == 'COG'
+            assert file.tags()['file'] == 'optical.tif'  # not where it lay
     assert run(scene, 'one.tif') == 2  # two scenes
 
 

@@ -194,7 +194,10 @@ def _write(
             write_zarr(path, named, projection, tags)
         else:
             for embedded, blocks in zip(maps, stored, strict=True):
-                own = {**tags, 'file': embedded.scene.file.path, 'time': embedded.scene.file.time}
+                file = embedded.scene.file
+                # Maps are published: folders of this machine are no one else's business.
+                source = file.path if '://' in file.path else Path(file.path).name
+                own = {**tags, 'file': source, 'time': file.time}
                 if kind == 'folder':
                     path.mkdir(exist_ok=True)
                 target = path / f'{embedded.scene.name}.tif' if kind == 'folder' else path
