@@ -143,11 +143,13 @@ def feature_sets(
     for kind, columns in (('embedding', slice(last - width, last)), ('depths', slice(depths))):
         yield kind, [replace(p, embeddings=p.embeddings[:, columns]) for p in everything]
     for kind, count in (('readout', depths), ('readout+rcf', filtered.depths_dim)):
-        weight, bias = fit_readout(everything[0].embeddings[:, :count])
-        yield (
-            kind,
-            [replace(p, embeddings=p.embeddings[:, :count] @ weight.T + bias) for p in everything],
-        )
+        yield kind, read_out(everything, count)
+
+
+def read_out(depths: list[Features], count: int | None = None) -> list[Features]:
+    """What `add_readout` makes of the first `count` depth features; fitted to the first part."""
+    weight, bias = fit_readout(depths[0].embeddings[:, :count])
+    return [replace(p, embeddings=p.embeddings[:, :count] @ weight.T + bias) for p in depths]
 
 
 def measured(

@@ -13,20 +13,18 @@ variant, percent, mean over seeds.
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import seed_everything
-from objectives import CALIBRATION_STEPS, affordable, train_ours
+from objectives import CALIBRATION_STEPS, affordable, read_out, train_ours
 from rows import Row, fill, read
 from throughput import time_ours
 
 from gfm_jepa.data.benchmarks import load_benchmark
 from gfm_jepa.evaluation.features import EncoderFeatures, extract_features
 from gfm_jepa.evaluation.probes import knn_probe, linear_probe
-from gfm_jepa.evaluation.readouts import fit_readout
 
 _ENCODER, _VIEWS, _RATE = (
     'model.init_args.encoder', 'model.init_args.views', 'model.init_args.optimizer.lr',
@@ -88,10 +86,8 @@ def rows_of(variant: str, minutes: float, seed: int, root: str) -> list[Row]:
     embed = EncoderFeatures(encoder, variant, benchmark, 'depths')
     depths = [extract_features(embed, part, progress=False)
               for part in (benchmark.train, benchmark.val)]  # fmt: skip
-    weight, bias = fit_readout(depths[0].embeddings)
-    read = [replace(part, embeddings=part.embeddings @ weight.T + bias) for part in depths]
     rows: list[Row] = []
-    for features, (train, val) in (('depths', depths), ('readout', read)):
+    for features, (train, val) in (('depths', depths), ('readout', read_out(depths))):
         rows.append({
             'variant': variant, 'minutes': minutes, 'seed': seed, 'steps': steps,
             'features': features, 'knn5': round(knn_probe(train, val, k=5).accuracy, 4),

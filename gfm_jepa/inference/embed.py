@@ -217,7 +217,7 @@ def _projected(embedded: EmbeddedMap, projection: Projection, with_data: set[str
     """What is stored of a map, block by block; adds its name to those of maps that hold data."""
     total = sum(1 for _ in embedded.tiling.blocks(SIDE))
     for cells, values in tqdm(embedded.pieces(), 'Writing', total, unit='block', delay=2):
-        if np.isfinite(values).any():
+        if embedded.scene.name not in with_data and np.isfinite(values).any():
             with_data.add(embedded.scene.name)
         yield cells, projection(values)
 
