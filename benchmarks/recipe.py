@@ -80,7 +80,7 @@ def rows_of(variant: str, minutes: float, seed: int, root: str) -> list[Row]:
     seed_everything(seed)
     method, changes = VARIANTS[variant]
     clock, _ = time_ours(method, CALIBRATION_STEPS, changes=changes)
-    steps, _ = affordable(clock, minutes)
+    steps, _ = affordable(variant, clock, minutes)
     encoder = train_ours(method, steps, seed, root, changes)
     benchmark = load_benchmark('eurosat-rgb-spatial', root)
     embed = EncoderFeatures(encoder, variant, benchmark, 'depths')

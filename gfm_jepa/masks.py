@@ -7,6 +7,7 @@ them. A whole batch is drawn at once, without a loop over its samples.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -185,6 +186,7 @@ class Ground:
     modality_ids: Tensor
     signal: Tensor | None = None
 
+    @cached_property
     def cells_with_data(self) -> Tensor:
         """(B, h * w) boolean, True for a cell in which a sample has a valid token."""
         there = torch.zeros(len(self.valid), self.grid[0] * self.grid[1], dtype=torch.long)
@@ -287,7 +289,7 @@ class SignalBiased:
         excess = self.excess(ground)
         holds = excess > 0
         weights = excess.pow(self.power).where(holds, torch.zeros(()))
-        empty = (ground.cells_with_data() & ~holds).float()
+        empty = (ground.cells_with_data & ~holds).float()
         # Where nothing holds anything, the empty cells have all the weight.
         weights = (1 - self.background) * _shares(weights) + self.background * _shares(empty)
         # The smallest of these keys are a weighted draw without replacement.
@@ -448,7 +450,7 @@ def _first_cells(
     Shares are of the cells in which a sample has a valid token; others are neither seen nor
     predicted. `most` (B,) bounds how many cells of each sample are seen.
     """
-    there = ground.cells_with_data()
+    there = ground.cells_with_data
     number = there.sum(dim=1)
     part = share[0] + (share[1] - share[0]) * float(torch.rand((), generator=generator))
     count = (number * part).round().long().clamp_min(1).minimum((number - 1).clamp_min(0))
