@@ -38,6 +38,9 @@ def fill(
 ) -> None:
     """Make rows, several at a time, each in a process with one thread.
 
+    A job that fails, as a method that collapses does, costs the others nothing: their rows are
+    kept, and the end is a `SystemExit` that names it.
+
     Args:
         path: CSV file that the rows are appended to.
         script: Called with the words of a job; prints its rows as one JSON list on its last line.
@@ -52,11 +55,16 @@ def fill(
             [sys.executable, script, *words], env=environment, stdout=subprocess.PIPE, text=True
         )
         if done.returncode:
-            raise SystemExit(f'{" ".join(words)} failed; what it said stands above.')
+            failed.append(' '.join(words))
+            return []
         rows: list[Row] = json.loads(done.stdout.splitlines()[-1])
         return rows
 
+    failed: list[str] = []
     with ThreadPoolExecutor(parallel) as pool:
         for job in as_completed([pool.submit(work, words) for words in jobs]):
-            append(path, job.result())
-            print(*map(say, job.result()), sep='\n', flush=True)
+            if rows := job.result():
+                append(path, rows)
+                print(*map(say, rows), sep='\n', flush=True)
+    if failed:
+        raise SystemExit('\n'.join([*failed, 'failed; what they said stands above.']))
