@@ -58,10 +58,10 @@ DATA = (
 LIMITS = (
     'rgb is Sentinel-2 as EuroSAT shows it, and was trained most. Every other modality was trained '
     'on a few hundred chips of a few places: fine-tune it, or fit a probe on ground of your own; '
-    'on 78 test chips all 13 bands gave 76.9 % linear, their colours 71.8; DEM, NDVI and S1 were '
-    'not shown to help. The rows of random0 flatter: three in five of its test images lie in the '
-    'spatial train list, and were pretrained on without labels. On EuroSAT RGB at 64 px '
-    "ImageNet's EfficientNet-Lite0 is level with these "
+    'on 78 test chips all 13 bands gave 76.9 % linear, their colours 71.8, four chips less '
+    '(benchmarks/modalities.py); DEM, NDVI and S1 were not shown to help. The rows of random0 '
+    'flatter: three in five of its test images lie in the spatial train list, and were pretrained '
+    "on without labels. On EuroSAT RGB at 64 px ImageNet's EfficientNet-Lite0 is level with these "
     'weights in the linear probe, and ahead in nearest neighbours, and in both at 128 px. '
     'The embedding knows no date and no place but that within the chip. Made for research on land '
     'cover; not for decisions about people.'

@@ -60,11 +60,10 @@ def affordable(name: str, clock: Clock, minutes: float) -> tuple[int, float]:
         minutes: Of two cores.
     """
     own = Clock.step(clock.processor)
-    if name == YARDSTICK:
-        seconds, beside = YARDSTICK_SECONDS, own
-    else:
+    beside = own
+    if name != YARDSTICK:
         beside = Clock.step(time_ours(YARDSTICK, CALIBRATION_STEPS)[0].processor)
-        seconds = own / beside * YARDSTICK_SECONDS
+    seconds = own / beside * YARDSTICK_SECONDS
     print(f'A step takes {own:.3f} s here, {YARDSTICK} {beside:.3f} s.', file=sys.stderr)
     return max(int(120 * minutes / seconds), 1), seconds
 

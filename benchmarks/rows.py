@@ -48,6 +48,7 @@ def fill(
         parallel: Processes at once.
         say: What to print of a row when it is there.
     """
+    failed: list[str] = []
 
     def work(words: Sequence[str]) -> list[Row]:
         environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
@@ -60,11 +61,10 @@ def fill(
         rows: list[Row] = json.loads(done.stdout.splitlines()[-1])
         return rows
 
-    failed: list[str] = []
     with ThreadPoolExecutor(parallel) as pool:
         for job in as_completed([pool.submit(work, words) for words in jobs]):
             if rows := job.result():
                 append(path, rows)
                 print(*map(say, rows), sep='\n', flush=True)
     if failed:
-        raise SystemExit('\n'.join([*failed, 'failed; what they said stands above.']))
+        raise SystemExit(f'{"; ".join(failed)} failed; what was said stands above.')
