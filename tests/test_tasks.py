@@ -91,6 +91,15 @@ def test_resumed_run_equals_unbroken_run_bit_for_bit(config, method):
     assert encoder({'optical': torch.rand(2, 3, 48, 48) * 3000}).isfinite().all()
 
 
+@pytest.mark.parametrize('method', ['IJEPA', 'LeJEPA', 'VICReg', 'SimSiam', 'LatentMIM'])
+def test_mixed_precision_trains_with_clipping(config, method):
+    run = config(method, 'run', '--trainer.precision=bf16-mixed', '--trainer.max_steps=2',
+                 '--trainer.gradient_clip_val=1.0')  # fmt: skip
+    first, second = weights(run / 'step=1.ckpt'), weights(run / 'step=2.ckpt')
+    assert all(v.isfinite().all() for v in second.values())
+    assert any(not torch.equal(v, second[k]) for k, v in first.items())
+
+
 def test_ema_follows_optimizer_steps_not_micro_batches(config, tmp_path):
     run = config('IJEPA', 'run', '--trainer.accumulate_grad_batches=2', '--trainer.max_steps=2',
                  '--model.ema=[0.5,0.5]')  # fmt: skip

@@ -294,7 +294,9 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over everything that learns, its rate set per optimizer step."""
         c = self.optimizer_config
-        optimizer = AdamW(self.parameter_groups(), lr=c.lr, betas=c.betas, fused=True)
+        # Lightning refuses to clip a fused optimizer's gradients in mixed precision.
+        fused = not self.trainer.precision.endswith('mixed')
+        optimizer = AdamW(self.parameter_groups(), lr=c.lr, betas=c.betas, fused=fused)
         total = self.total_steps()
 
         def rate(step: int) -> float:
