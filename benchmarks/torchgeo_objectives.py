@@ -107,7 +107,14 @@ class SmallBYOL(BYOL):  # type: ignore[misc]  # torchgeo carries no types
         self.model = BYOLModule(backbone, (SIZE, SIZE), hidden_layer=-1, in_channels=3)
 
 
-def train(method: str, steps: int, images: Dataset[Any], callbacks: list[Callback]) -> nn.Module:
+def train(
+    method: str,
+    steps: int,
+    images: Dataset[Any],
+    callbacks: list[Callback],
+    accelerator: str = 'cpu',
+    precision: Any = '32-true',
+) -> nn.Module:
     """Train a task of torchgeo; returns MAE's ViT, which takes 0..1, or our encoder."""
     loader = DataLoader(images, BATCH_SIZE, shuffle=True, drop_last=True)
     epochs = -(-steps // max(len(cast(Sized, images)) // BATCH_SIZE, 1))
@@ -115,6 +122,7 @@ def train(method: str, steps: int, images: Dataset[Any], callbacks: list[Callbac
     trainer = Trainer(
         max_steps=steps, max_epochs=epochs, logger=False, enable_checkpointing=False,
         enable_model_summary=False, enable_progress_bar=False, callbacks=callbacks,
+        accelerator=accelerator, precision=precision,
     )  # fmt: skip
     trainer.fit(task, loader)
     task.eval()
