@@ -97,7 +97,7 @@ def knn_votes(
     has = F.one_hot(train_labels) if train_labels.ndim == 1 else train_labels
     # The vote of rank r weighs 1 + a sliver that shrinks with r: enough to break a tie in favour
     # of the nearer neighbour, too little to outvote anybody.
-    weights = 1 + torch.linspace(1, 0, k) / (2 * k * k)
+    weights = 1 + torch.linspace(1, 0, k, device=reference.device) / (2 * k * k)
     shares = []
     for chunk in F.normalize(embeddings.float(), dim=-1).split(1024):
         nearest = (chunk @ reference.T).topk(k, dim=1).indices

@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader
 
 from gfm_jepa import from_pretrained, tasks
 from gfm_jepa.cli import main
+from gfm_jepa.evaluation.features import Features
+from gfm_jepa.evaluation.probes import knn_probe, linear_probe
 from gfm_jepa.tasks import EncoderConfig
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
@@ -79,6 +81,17 @@ def test_the_shipped_weights_embed_alike():
     here = encoder(image).detach()
     there = encoder.cuda()({'rgb': image['rgb'].cuda()}).detach().cpu()
     assert torch.allclose(here, there, atol=1e-4 * float(here.abs().max()))
+
+
+def test_probes_are_those_of_the_cpu():
+    labels = torch.randint(3, (300,))
+    embeddings = torch.randn(300, 8) + labels[:, None]
+    accuracies = []
+    for device in ('cpu', 'cuda'):
+        parts = [Features(embeddings[i::3].to(device), labels[i::3].to(device)) for i in range(3)]
+        accuracies.append((knn_probe(*parts[::2]).accuracy, linear_probe(*parts).accuracy))
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.011)  # one of 100
+    assert accuracies[0][1] > 0.5
 
 
 def test_a_map_is_that_of_the_cpu(tmp_path, write_raster):

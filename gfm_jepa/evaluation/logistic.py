@@ -30,8 +30,8 @@ class LogisticRegression:
         self.curvature, axes = torch.linalg.eigh(exact.T @ exact / len(inputs))
         self.rotated, self.axes = (exact @ axes).float(), axes.float()
         count = labels.shape[1] if self.several else int(labels.max()) + 1
-        self.weight = torch.zeros(count, inputs.shape[1])
-        self.bias = torch.zeros(len(self.weight))
+        self.weight = inputs.new_zeros(count, inputs.shape[1])
+        self.bias = inputs.new_zeros(count)
 
     def __call__(self, C: float) -> tuple[Tensor, Tensor]:
         """Return weight (K, D) and bias (K,) for K classes."""
