@@ -128,7 +128,8 @@ def main() -> None:
     if failed := [v for v, p in zip(VARIANTS, running, strict=True) if p.returncode]:
         raise SystemExit(f'{", ".join(failed)} failed; what was said stands above.')
     rows = [json.loads(lines[-1]) for lines in printed]
-    print('| | steps | val kNN-5 % | val linear % | test kNN-5 % | test linear % |\n' + '|---' * 6 + '|')
+    print('| | steps | val kNN-5 % | val linear % | test kNN-5 % | test linear % |')
+    print('|---' * 6 + '|')
     for row in rows:
         print('| ' + ' | '.join(str(value) for value in row.values()) + ' |')
     print(json.dumps(rows))
