@@ -3,7 +3,7 @@
 #
 #   sh examples/torchrun.sh configs/ijepa_rasters.yaml --data.paths=[DIR] [more words of fit]
 #
-# GPUs: PROCESSES=4 ACCELERATOR=gpu sh examples/torchrun.sh ...      (not run here: there was none)
+# GPUs: PROCESSES=4 ACCELERATOR=gpu sh examples/torchrun.sh ...      (not run here: there was one at most)
 # Several machines, the same line on each (not run here either):
 #   NODES=2 RANK=0 HEAD=first-machine:29500 sh examples/torchrun.sh ...      and RANK=1 on the other
 #

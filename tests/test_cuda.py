@@ -52,12 +52,14 @@ def test_loss_and_gradients_are_those_of_the_cpu(method):
         loss.backward()
         grads = [p.grad.flatten().cpu() for p in task.parameters() if p.grad is not None]
         found[device] = loss.item(), torch.cat(grads)
-    assert found['cuda'][0] == pytest.approx(found['cpu'][0], rel=1e-6)
+    assert found['cuda'][0] == pytest.approx(found['cpu'][0], rel=1e-6, abs=1e-6)
     scale = found['cpu'][1].abs().max()
     assert torch.allclose(found['cuda'][1], found['cpu'][1], atol=1e-6 * float(scale))
 
 
 @pytest.mark.filterwarnings('ignore:.*no `val_dataloader`')
+# float16 leaves out its first steps, until its scale fits.
+@pytest.mark.filterwarnings('ignore:Detected call of `lr_scheduler.step')
 @pytest.mark.parametrize('precision', ['32-true', 'bf16-mixed', '16-mixed'])
 @pytest.mark.parametrize('method', METHODS)
 def test_every_method_trains(method, precision):
