@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gfm_jepa import from_pretrained
+from gfm_jepa.errors import told_in_one_sentence
 from gfm_jepa.evaluation.baselines import random_init
 from gfm_jepa.evaluation.change import ranking
 from gfm_jepa.models import Encoder
@@ -222,4 +223,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with told_in_one_sentence('change_taizhou.py'):
+        main()

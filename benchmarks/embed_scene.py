@@ -28,6 +28,7 @@ import torch
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
+from gfm_jepa.errors import told_in_one_sentence
 from gfm_jepa.inference.embed import EmbedSettings, embed
 from gfm_jepa.inference.tiling import Tiling
 from gfm_jepa.models.hub import from_pretrained, save_pretrained
@@ -169,4 +170,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with told_in_one_sentence('embed_scene.py'):
+        main()

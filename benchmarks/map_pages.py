@@ -19,6 +19,7 @@ import rasterio
 
 from gfm_jepa import from_pretrained, save_pretrained
 from gfm_jepa.cli import main as gfm_jepa
+from gfm_jepa.errors import told_in_one_sentence
 
 # What Landsat 5 and 7 see, by Sentinel-2's names.
 BANDS = ('B02', 'B03', 'B04', 'B08', 'B11', 'B12')
@@ -143,4 +144,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with told_in_one_sentence('map_pages.py'):
+        main()

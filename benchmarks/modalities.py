@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from gfm_jepa import from_pretrained
 from gfm_jepa.data.benchmarks import load_benchmark
 from gfm_jepa.data.rasters import Rasters
+from gfm_jepa.errors import told_in_one_sentence
 from gfm_jepa.evaluation.features import Features, extract_features
 from gfm_jepa.evaluation.logistic import LogisticRegression
 from gfm_jepa.evaluation.probes import linear_probe
@@ -149,4 +150,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with told_in_one_sentence('modalities.py'):
+        main()

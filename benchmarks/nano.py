@@ -29,6 +29,7 @@ import yaml
 
 from gfm_jepa import data, from_pretrained, save_pretrained
 from gfm_jepa.data.benchmarks import load_benchmark
+from gfm_jepa.errors import told_in_one_sentence
 from gfm_jepa.evaluation.probes import probe
 from gfm_jepa.evaluation.readouts import add_random_filters, add_readout
 from gfm_jepa.models import Encoder
@@ -228,4 +229,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with told_in_one_sentence('nano.py'):
+        main()

@@ -36,6 +36,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gfm_jepa import tasks
 from gfm_jepa.data.benchmarks import Benchmark, load_benchmark
+from gfm_jepa.errors import told_in_one_sentence
 from gfm_jepa.evaluation.baselines import ImageStatistics, RandomConvolutions, random_init
 from gfm_jepa.evaluation.features import Embed, EncoderFeatures, Features, extract_features
 from gfm_jepa.evaluation.probes import knn_probe, linear_probe
@@ -292,4 +293,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with told_in_one_sentence('objectives.py'):
+        main()

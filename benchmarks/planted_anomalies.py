@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gfm_jepa.data.open_files import OpenFiles
+from gfm_jepa.errors import told_in_one_sentence
 from gfm_jepa.evaluation.anomalies import KnownEmbeddings
 from gfm_jepa.evaluation.band_correlations import BandCorrelations
 from gfm_jepa.evaluation.prediction_errors import FEATURES, PredictionErrors
@@ -136,4 +137,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with told_in_one_sentence('planted_anomalies.py'):
+        main()

@@ -23,6 +23,7 @@ from rows import Row, fill, read
 from throughput import time_ours
 
 from gfm_jepa.data.benchmarks import load_benchmark
+from gfm_jepa.errors import told_in_one_sentence
 from gfm_jepa.evaluation.features import EncoderFeatures, extract_features
 from gfm_jepa.evaluation.probes import knn_probe, linear_probe
 
@@ -153,4 +154,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with told_in_one_sentence('recipe.py'):
+        main()

@@ -19,6 +19,7 @@ from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-fo
 from torch import Tensor, nn
 
 from gfm_jepa.data.benchmarks import load_benchmark
+from gfm_jepa.errors import told_in_one_sentence
 from gfm_jepa.evaluation.features import extract_features
 from gfm_jepa.evaluation.probes import knn_probe, linear_probe
 
@@ -68,4 +69,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with told_in_one_sentence('rivals.py'):
+        main()

@@ -21,6 +21,7 @@ import torch
 from matplotlib.figure import Figure
 from rasterio.windows import Window
 
+from gfm_jepa.errors import told_in_one_sentence
 from gfm_jepa.evaluation.embeddings import open_map
 from gfm_jepa.evaluation.latents import pca_colours, stretch
 from gfm_jepa.evaluation.plots import save
@@ -114,4 +115,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with told_in_one_sentence('seams.py'):
+        main()

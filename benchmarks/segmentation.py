@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from gfm_jepa import InputError, from_pretrained
 from gfm_jepa.data import Rasters
+from gfm_jepa.errors import told_in_one_sentence
 from gfm_jepa.evaluation.logistic import LogisticRegression
 from gfm_jepa.evaluation.pixel_scores import Counts, mean_iou, resampled
 from gfm_jepa.modalities import LULC, resolve_all
@@ -237,4 +238,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with told_in_one_sentence('segmentation.py'):
+        main()

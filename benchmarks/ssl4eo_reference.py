@@ -26,6 +26,7 @@ from zarr.storage import ZipStore
 
 from gfm_jepa import InputError
 from gfm_jepa.data import SSL4EOS12
+from gfm_jepa.errors import told_in_one_sentence
 from gfm_jepa.modalities import resolve_all
 
 GENERATOR = Path(__file__).parent.parent / 'tests' / 'ssl4eo_archive.py'
@@ -126,4 +127,5 @@ def equal(expected: Arrays, got: Arrays) -> bool:
 
 
 if __name__ == '__main__':
-    main()
+    with told_in_one_sentence('ssl4eo_reference.py'):
+        main()

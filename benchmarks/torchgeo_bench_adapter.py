@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from gfm_jepa import InputError, from_pretrained
 from gfm_jepa.data.benchmarks import load_benchmark
+from gfm_jepa.errors import told_in_one_sentence
 from gfm_jepa.evaluation.classifiers import GRID, knn_probe, linear_probe
 from gfm_jepa.evaluation.features import EncoderFeatures, Features, extract_features
 from gfm_jepa.modalities import MODALITIES, Modality
@@ -135,4 +136,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with told_in_one_sentence('torchgeo_bench_adapter.py'):
+        main()

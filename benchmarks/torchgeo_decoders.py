@@ -22,6 +22,7 @@ import torch
 import yaml
 
 import gfm_jepa.timm_names  # noqa: F401  makes timm know our names
+from gfm_jepa.errors import told_in_one_sentence
 
 NAMES = {'dpt': 'gfm_jepa_nano'}  # the other decoders take maps of five scales
 PYRAMID = 'gfm_jepa_nano_pyramid'
@@ -109,4 +110,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with told_in_one_sentence('torchgeo_decoders.py'):
+        main()

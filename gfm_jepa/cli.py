@@ -61,9 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             known = ', '.join([*LIGHTNING_VERBS, *VERBS])
             raise InputError(f'Unknown verb {words[0]!r}: expected one of {known}.')
     except InputError as error:
-        # A reading process sends its whole traceback along; the sentence stands at its end.
-        sentence = str(error).rpartition('InputError: ')[2].strip()
-        print(f'gfm-jepa: error: {sentence}', file=sys.stderr)
+        print(f'gfm-jepa: error: {error.sentence}', file=sys.stderr)
         return 2
     return 0
 

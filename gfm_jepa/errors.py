@@ -1,5 +1,9 @@
 """The one error that means: the input is at fault, and here is what to do about it."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """Bad input from the user.
@@ -7,3 +11,18 @@ class InputError(ValueError):
     The message is one sentence: what came, what was expected, what to do. The command line prints
     it without a traceback and exits with status 2.
     """
+
+    @property
+    def sentence(self) -> str:
+        """The message alone, which ends the traceback that a reading process sends along."""
+        return str(self).rpartition('InputError: ')[2].strip()
+
+
+@contextmanager
+def told_in_one_sentence(program: str) -> Iterator[None]:
+    """Let an `InputError` end a program: its sentence on stderr, no traceback, status 2."""
+    try:
+        yield
+    except InputError as error:
+        print(f'{program}: error: {error.sentence}', file=sys.stderr)
+        raise SystemExit(2) from error
