@@ -1,5 +1,7 @@
 """Objectives as functions and small modules, each with its formula and its source."""
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -26,6 +28,23 @@ class _SumOverRanks(torch.autograd.Function):
 
 def _ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def unrounded[**P, R](loss: Callable[P, R]) -> Callable[P, R]:
+    """Compute a loss in float32 or better, where autocast would round its products to 16 bits."""
+
+    @wraps(loss)
+    def computed(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = [*args, *kwargs.values()]
+        device = next(a.device.type for a in given if isinstance(a, Tensor))
+        exact: Any = [
+            a.to(torch.promote_types(a.dtype, torch.float32))
+            if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
+        ]  # fmt: skip
+        with torch.autocast(device, enabled=False):
+            return loss(*exact, **kwargs)
+
+    return computed
 
 
 def cross_rank_mean(x: Tensor) -> Tensor:
@@ -72,6 +91,7 @@ class SIGReg(nn.Module):
             'weights', trapezoid * torch.exp(-knots.square() / 2), persistent=False
         )
 
+    @unrounded
     def forward(self, projections: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the statistic, averaged over slices and views.
 
@@ -83,8 +103,7 @@ class SIGReg(nn.Module):
         Returns:
             Scalar, without upper bound; about 1.05 for a standard normal.
         """
-        x = projections.to(torch.promote_types(projections.dtype, torch.float32))
-        x = x.unsqueeze(0) if x.dim() == 2 else x
+        x = projections.unsqueeze(0) if projections.dim() == 2 else projections
         shape = (x.shape[-1], self.num_slices)
         slices = torch.randn(shape, generator=generator, dtype=torch.float32).to(x)
         # The epsilon keeps a direction that came out as zero from giving NaN.
@@ -98,6 +117,7 @@ class SIGReg(nn.Module):
         return count * (error @ self.weights.to(x)).mean()
 
 
+@unrounded
 def view_invariance(projections: Tensor, num_global: int) -> Tensor:
     """Mean squared distance of every view's projection to the mean of its sample's global views.
 
@@ -144,6 +164,7 @@ class VICReg(nn.Module):
         super().__init__()
         self.invariance, self.variance, self.covariance = invariance, variance, covariance
 
+    @unrounded
     def forward(self, projections: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the three weighted terms, whose sum is the loss.
 
@@ -172,6 +193,7 @@ class VICReg(nn.Module):
         )
 
 
+@unrounded
 def negative_cosine(predictions: Tensor, projections: Tensor) -> Tensor:
     """Negative cosine similarity to projections that take no gradient, symmetric over two views.
 
@@ -189,6 +211,7 @@ def negative_cosine(predictions: Tensor, projections: Tensor) -> Tensor:
     return -F.cosine_similarity(predictions, projections.flip(0), dim=-1).mean()
 
 
+@unrounded
 def patch_discrimination(
     predictions: Tensor, targets: Tensor, there: Tensor, temperature: float = 0.1
 ) -> Tensor:
@@ -221,6 +244,7 @@ def patch_discrimination(
     return per_sample.mean()
 
 
+@unrounded
 def info_nce(first: Tensor, second: Tensor, temperature: float = 0.1) -> Tensor:
     """Each sample's two embeddings should find each other among those of all samples.
 

@@ -139,14 +139,14 @@ def keep_ids(keep: Tensor, count: int | None = None) -> Tensor:
 
     Args:
         keep: (..., N) boolean, True for a token to keep.
-        count: Length K of the list; by default the largest number of kept tokens.
+        count: Length K of the list; by default the largest number of kept tokens, 1 at least.
 
     Returns:
         (..., K) indices in rising order. Samples with fewer are filled with -1, those with more
         lose the last.
     """
     if count is None:
-        count = int(keep.sum(dim=-1).max())
+        count = max(int(keep.sum(dim=-1).max()), 1)  # a list of none has no shape to work with
     # A stable sort of "not kept" brings the kept ones to the front in their own order.
     ids = (~keep).to(torch.uint8).argsort(dim=-1, stable=True)[..., :count]
     return ids.masked_fill(~keep.gather(-1, ids), -1)

@@ -65,6 +65,10 @@ class Modality:
             value = getattr(self, key)
             if isinstance(value, list):
                 object.__setattr__(self, key, tuple(value))
+        if not self.name or '.' in self.name:  # tensors are called after it, with dots between
+            raise InputError(
+                f'A modality is called {self.name!r}; give it a name without dots, such as s2_v1.'
+            )
         if not self.bands or len(set(self.bands)) != len(self.bands):
             raise InputError(
                 f'Modality {self.name!r} has bands {self.bands}; give each band a name of its own.'

@@ -12,6 +12,8 @@ from gfm_jepa import from_pretrained, tasks
 from gfm_jepa.cli import main
 from gfm_jepa.evaluation.features import Features
 from gfm_jepa.evaluation.probes import knn_probe, linear_probe
+from gfm_jepa.evaluation.readouts import add_random_filters, add_readout
+from gfm_jepa.models import Encoder
 from gfm_jepa.tasks import EncoderConfig
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
@@ -94,6 +96,13 @@ def test_probes_are_those_of_the_cpu():
         accuracies.append((knn_probe(*parts[::2]).accuracy, linear_probe(*parts).accuracy))
     assert accuracies[0] == pytest.approx(accuracies[1], abs=0.011)  # one of 100
     assert accuracies[0][1] > 0.5
+
+
+def test_filters_and_readouts_are_made_there():
+    encoder = Encoder([SENSORS[0]], 8, 32, 1, 2).cuda()
+    batches = [{'optical': 100 + 50 * torch.randn(40, 3, 32, 32, device='cuda')}]
+    read = add_readout(add_random_filters(encoder, batches, count=8), batches, width=16)
+    assert read(batches[0]).device.type == 'cuda' and read(batches[0]).isfinite().all()
 
 
 def test_a_map_is_that_of_the_cpu(tmp_path, write_raster):

@@ -218,6 +218,11 @@ def test_block_mask_is_as_described():
     assert mask[0, 0].int().tolist() == expected
 
 
+def test_a_name_that_torch_keeps():
+    with pytest.raises(InputError, match="torch keeps the name 'values'"):
+        Encoder([sensor('values')], 8, 16, 1, 2)
+
+
 def test_presets_grow():
     sizes = []
     for name in PRESETS:

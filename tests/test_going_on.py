@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from gfm_jepa import InputError, from_pretrained, save_pretrained
+from gfm_jepa.evaluation.readouts import add_readout
 from gfm_jepa.models import Encoder
 from gfm_jepa.tasks import IJEPA, EncoderConfig, VICReg
 
@@ -52,6 +53,15 @@ def test_what_is_frozen_stays_and_the_new_learns(trained):
     trainer.fit(task, DataLoader(samples, 4))
     changed = {k for k, v in task.encoder.state_dict().items() if not torch.equal(v, before[k])}
     assert {k.split('.')[1] for k in changed} == {'wide', 'relief'}
+
+
+def test_a_frozen_readout_stays(tmp_path):
+    encoder = Encoder([sensor('colours', 3)], 8, 32, 1, 2)
+    read = add_readout(encoder, [{'colours': torch.rand(40, 3, 32, 32)}], width=8)
+    folder = save_pretrained(read, tmp_path / 'read')
+    task = VICReg([COLOURS, RELIEF.to_dict()], EncoderConfig(weights=str(folder), freeze=True))
+    learning = {n.split('.')[1] for n, p in task.encoder.named_parameters() if p.requires_grad}
+    assert task.encoder.readout is not None and learning == {'relief'}
 
 
 def test_without_freeze_all_of_it_learns(trained):

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -18,8 +19,8 @@ from small_weights import OPTICAL, RADAR, chips
 from gfm_jepa import InputError, from_pretrained, save_pretrained, verify_golden
 from gfm_jepa.cli import main
 from gfm_jepa.modalities import Modality
-from gfm_jepa.models import Encoder
-from gfm_jepa.models.model_card import card_metadata
+from gfm_jepa.models import Encoder, publishing
+from gfm_jepa.models.model_card import CardFacts, card_metadata
 
 # The client sends files in a way that its own HTTP library will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -252,6 +253,9 @@ def test_a_checkpoint_tells_its_run_and_nothing_of_the_optimizer(tmp_path, write
     [
         ('computed on /home/me/rasters', 'a path of a machine'),
         (r'computed on C:\Users\me', 'a path of a machine'),
+        ('C:/Users/me/x', 'a path of a machine'),
+        ('source:/home/me', 'a path of a machine'),
+        ('see /workspace/x', 'a path of a machine'),
         ('hf_abcdefghijklmnopqrstuvwx', r'a token \(hf_abc\.\.\.\)'),
         ('https://me:secret@example.org/x', 'a token'),
     ],
@@ -270,6 +274,20 @@ def test_public_addresses_are_no_secret(hub, tmp_path):
     modality = Modality('drone', ('red',), 0.1, 'DN', (1.0,), (2.0,), 'https://a.org/data/x, m/s')
     folder = save_pretrained(Encoder([modality], 8, 32, 1, 2), tmp_path / 'saved')
     assert main(['publish', str(folder), 'org/name', '--dry-run', 'out']) == 0
+
+
+def test_a_tag_that_is_taken(tmp_path, monkeypatch):
+    folder = save_pretrained(encoder_of(), tmp_path / 'saved')
+    monkeypatch.setattr(publishing.HfApi, 'create_repo', lambda *_, **__: 'https://hub/org/name')
+    commit = SimpleNamespace(oid='abc123')
+    monkeypatch.setattr(publishing.HfApi, 'upload_folder', lambda *_, **__: commit)
+
+    def taken(*_, **__):
+        raise ValueError('tag v1 exists')
+
+    monkeypatch.setattr(publishing.HfApi, 'create_tag', taken)
+    with pytest.raises(InputError, match=r"is at .* commit abc123, .* tag 'v1' \(tag v1 exists\)"):
+        publishing.publish(folder, 'org/name', CardFacts('mit'), tag='v1')
 
 
 def test_bad_words(tmp_path, capfd):

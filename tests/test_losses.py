@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from gfm_jepa.losses import SIGReg, view_invariance
+from gfm_jepa.losses import SIGReg, VICReg, info_nce, view_invariance
+from gfm_jepa.models import projectors
 
 
 def generator(seed=0):
@@ -21,6 +22,27 @@ def test_sigreg_of_a_standard_normal_is_about_one(count):
     expected = quad(lambda t: (1 - math.exp(-(t**2))) * math.exp(-(t**2) / 2), -3, 3)[0]
     assert expected == pytest.approx(1.05, abs=0.01)
     assert np.mean(values) == pytest.approx(expected, rel=0.1)
+
+
+def test_losses_are_not_rounded_in_mixed_precision():
+    x = torch.randn(2, 64, 32, generator=generator())
+    for loss in (lambda v: SIGReg(64)(v, generator(1)), lambda v: sum(VICReg()(v)),
+                 lambda v: info_nce(*v), lambda v: view_invariance(v, 1)):  # fmt: skip
+        expected = loss(x.bfloat16().float())
+        with torch.autocast('cpu', torch.bfloat16):
+            found = loss(x.bfloat16())
+        assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+def test_batch_norm_over_ranks_takes_16_bits(monkeypatch):
+    monkeypatch.setattr(projectors.dist, 'is_initialized', lambda: True)
+    monkeypatch.setattr(projectors.dist, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(projectors, 'cross_rank_mean', lambda x: x)
+    norm = projectors.CrossRankBatchNorm(4)
+    values = 400 * torch.randn(64, 4, generator=generator())  # squares beyond float16
+    found = norm(values.half())
+    assert found.dtype == torch.float16 and norm.running_mean.dtype == torch.float32
+    assert torch.allclose(found.float().std(dim=0, correction=0), torch.ones(4), atol=1e-2)
 
 
 def test_sigreg_golden_value():

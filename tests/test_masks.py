@@ -72,6 +72,7 @@ def test_keep_ids_lists_and_pads():
     keep = torch.tensor([[True, False, True, True], [False, False, True, False]])
     assert keep_ids(keep).tolist() == [[0, 2, 3], [2, -1, -1]]
     assert keep_ids(keep, 1).tolist() == [[0], [2]]
+    assert keep_ids(torch.zeros(2, 5, dtype=torch.bool)).tolist() == [[-1], [-1]]
 
 
 def test_trim_drops_at_random():

@@ -39,6 +39,7 @@ def test_a_known_name_with_changes():
         ({'bands': ['a']}, 'needs a name'),
         ({'name': 'x', 'bands': ['a', 'a'], 'gsd': 1, 'unit': 'm'}, 'a name of its own'),
         ({'name': 'x', 'bands': ['a'], 'gsd': 0, 'unit': 'm'}, 'above 0'),
+        ({'name': 'x.v1', 'bands': ['a'], 'gsd': 1, 'unit': 'm'}, 'a name without dots'),
         ({'name': 'x', 'bands': ['a'], 'gsd': 1, 'unit': 'm', 'mean': [1]}, '1 means and 0'),
         (
             {'name': 'x', 'bands': ['a'], 'gsd': 1, 'unit': 'm', 'mean': [1], 'std': [0]},

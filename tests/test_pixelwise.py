@@ -29,6 +29,18 @@ def small(modalities=('s2_l2a', 's1'), stem='conv'):
     return Encoder(list(modalities), patch_size=8, embed_dim=16, depth=1, num_heads=2, stem=stem)
 
 
+def test_a_target_with_dates_is_of_the_same_date():
+    specs = [{**m.to_dict(), 'gsd': 10.0} for m in (S2_L2A, DEM)]
+    task = PixelwiseRegression(specs, target='dem', encoder=EncoderConfig(stem='conv'))
+    task._seed = 0
+    dates = torch.arange(3.0).view(1, 3, 1, 1, 1)
+    batch = {'s2_l2a': dates.expand(2, 3, 12, 32, 32), 'dem': dates.expand(2, 3, 1, 32, 32)}
+    for batch_idx in range(4):
+        one = task.one_date(batch, batch_idx)
+        assert one['dem'].shape == (2, 1, 32, 32)
+        assert torch.equal(one['dem'][:, 0, 0, 0], one['s2_l2a'][:, 0, 0, 0])
+
+
 @pytest.fixture
 def weights(tmp_path):
     return str(save_pretrained(small(), tmp_path / 'weights'))

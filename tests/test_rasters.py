@@ -230,6 +230,15 @@ def test_files_are_closed(tmp_path, write_raster):
     assert torch.equal(data[0]['s2'], expected)
 
 
+@pytest.mark.parametrize('size', [1, 5, 7, 8, 13])
+def test_ranks_get_as_many_samples(size):
+    ranks = [list(GroupBatchSampler([range(size)], 4, rank=r, world_size=2)) for r in range(2)]
+    assert len(ranks[0]) == len(ranks[1]) > 0
+    for first, second in zip(*ranks, strict=True):
+        assert len(first) == len(second) > 0
+        assert size == 1 or not set(first) & set(second)
+
+
 def test_order_keeps_what_is_stored_together_near():
     order = shuffled(5000, 32, 1024, torch.Generator().manual_seed(0))
     assert sorted(order.tolist()) == list(range(5000))

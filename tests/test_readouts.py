@@ -58,6 +58,19 @@ def test_the_embedding_is_the_readout_and_comes_back(encoder, read, tmp_path):
     assert read(gone)[1].isnan().all() and read(gone)[0].isfinite().all()
 
 
+def test_gaps_leave_finite_gradients(read):
+    batch = batch_of(4)
+    batch['optical'][1] = torch.nan
+    for raster in batch.values():
+        raster[2] = torch.nan
+    read.train()
+    found = read(batch)
+    assert found.isfinite().all(dim=1).tolist() == [True, True, False, True]
+    found[[0, 1, 3]].square().sum().backward()
+    grads = [p.grad for p in read.parameters() if p.grad is not None]
+    assert all(g.isfinite().all() for g in grads) and any(g.any() for g in grads)
+
+
 def test_no_direction_of_the_readout_stands_out(read):
     spread = read(batch_of(90)).std(dim=0)
     assert spread.max() < 4 * spread.min()  # bare components go down in steps to almost nothing
@@ -81,6 +94,8 @@ def test_timm_names_know_a_readout(tmp_path, monkeypatch):
     images = torch.rand(2, 3, 64, 64) * 255
     model = timm.create_model('gfm_jepa_nano', pretrained=True).eval()
     assert torch.allclose(model(images), read({'rgb': images}), atol=1e-4)
+    pooled = model.forward_head(model.forward_features(images), pre_logits=True)
+    assert torch.allclose(pooled, read({'rgb': images}), atol=1e-4)
     assert timm.create_model('gfm_jepa_nano', pretrained=True, num_classes=3)(images).shape == (
         2,
         3,

@@ -9,9 +9,10 @@ import yaml
 
 from gfm_jepa import InputError, from_pretrained
 from gfm_jepa.cli import main
-from gfm_jepa.masks import Ground, MultiBlock, Tube
-from gfm_jepa.tasks import IJEPA, EncoderConfig, LatentMIM, LeJEPA
+from gfm_jepa.masks import CrossModal, Ground, MultiBlock, Tube
+from gfm_jepa.tasks import IJEPA, EncoderConfig, LatentMIM, LeJEPA, VICReg
 from gfm_jepa.tasks.base import warmup_cosine
+from gfm_jepa.tasks.cli import spans_processes
 from gfm_jepa.tasks.ijepa import masked_smooth_l1, sample_masks, update_ema
 
 # A small sensor: trains in seconds.
@@ -158,6 +159,43 @@ def _masks(task, batch):
     cells = token_cells(layout.positions, layout.extent, layout.finest)
     ground = Ground(valid, cells, layout.finest, layout.modality_ids)
     return MultiBlock().sample(ground, torch.Generator().manual_seed(0))
+
+
+def test_a_batch_without_targets_costs_nothing():
+    one = {'optical': torch.rand(4, 3, 48, 48) * 3000}
+    for kind in (IJEPA, LatentMIM):
+        task = kind(SENSORS, masks=CrossModal()).eval()  # which logs nothing without a trainer
+        loss = task.compute_loss(one, 0)
+        assert loss.isfinite()
+        assert kind is LatentMIM or loss == 0
+
+
+def test_stochastic_depth_follows_the_batch():
+    task = IJEPA(SENSORS, EncoderConfig(drop_path_rate=0.5))
+    task._seed = 0
+    drawn = []
+    for batch_idx in (3, 3, 4):
+        task.on_train_batch_start(None, batch_idx)
+        drawn.append(float(torch.rand(())))
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert task.encoder.blocks[-1].drop_path == 0.5
+    assert all(block.drop_path == 0 for block in task.target_encoder.blocks)
+
+
+def test_one_sample_has_nothing_to_be_compared_with():
+    with pytest.raises(InputError, match='A batch has one sample, and VICReg compares samples'):
+        VICReg(SENSORS).compute_loss({'optical': torch.rand(1, 3, 48, 48) * 3000}, 0)
+
+
+@pytest.mark.parametrize(
+    ('devices', 'strategy', 'nodes', 'expected'),
+    [(1, 'auto', 1, False), (2, 'auto', 1, True), ('2', 'auto', 1, True), ([0, 1], 'auto', 1, True),
+     ('0,1', 'auto', 1, True), ('auto', 'auto', 1, False), (1, 'auto', 2, True),
+     (1, 'ddp', 1, True), (2, 'fsdp', 1, False)],
+)  # fmt: skip
+def test_when_lightning_starts_processes(devices, strategy, nodes, expected):
+    settings = {'devices': devices, 'strategy': strategy, 'num_nodes': nodes, 'accelerator': 'cpu'}
+    assert spans_processes(settings) == expected
 
 
 def test_gaps_train_without_nan():

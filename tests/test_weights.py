@@ -173,6 +173,12 @@ def test_a_pickle_is_refused_and_not_run(folder, tmp_path):
     assert (tmp_path / 'was_run').exists()
 
 
+def test_a_checkpoint_that_lacks_its_tensors(tmp_path):
+    torch.save({'encoder_config': {}}, tmp_path / 'last.ckpt')
+    with pytest.raises(InputError, match='it holds no encoder_prefix'):
+        from_pretrained(tmp_path / 'last.ckpt')
+
+
 def huge_header() -> bytes:
     return struct.pack('<Q', 10_000_000_000) + b'{"w":'
 
@@ -183,7 +189,14 @@ def huge_tensor() -> bytes:
     return struct.pack('<Q', len(text)) + text
 
 
-@pytest.mark.parametrize('content', [huge_header(), huge_tensor(), b'', b'junk', b'\0' * 40])
+def endless_tensor() -> bytes:
+    text = b'{"w": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 4]}}'
+    return struct.pack('<Q', len(text)) + text + b'\0' * 4
+
+
+@pytest.mark.parametrize(
+    'content', [huge_header(), huge_tensor(), endless_tensor(), b'', b'junk', b'\0' * 40]
+)
 def test_nothing_is_allocated_for_what_is_not_there(folder, content):
     (folder / 'model.safetensors').write_bytes(content)
     tracemalloc.start()
@@ -212,6 +225,7 @@ def change(folder, **fields):
     ('fields', 'sentence'),
     [
         ({'class': 'os.system'}, "names the class 'os.system'; known are Encoder, TimmEncoder"),
+        ({'class': []}, r'names the class \[\]'),
         ({'command': 'rm'}, "has the argument 'command', but Encoder knows modalities"),
         ({'embed_dim': 64}, r'has the shape \(32,\), expected \(64,\)'),
         ({'embed_dim': 2**18}, 'has the shape'),
@@ -252,6 +266,7 @@ def test_tensors_that_do_not_fit(folder):
     state = load_file(folder / 'model.safetensors')
     for changed, sentence in (
         ({'norm.weight': torch.ones(31)}, r'norm\.weight has the shape \(31,\), expected \(32,\)'),
+        ({'norm.weight': torch.ones(32, dtype=torch.int32)}, r'norm\.weight holds torch\.int32'),
         ({'extra': torch.ones(1)}, 'extra belongs to no module'),
     ):
         save_file({**state, **changed}, folder / 'model.safetensors')

@@ -68,6 +68,7 @@ class GroupBatchSampler(Sampler[list[int]]):
             group, part = batches[i]
             if len(part) < self.world_size:  # every rank needs a sample
                 part = part.repeat(self.world_size)
+            part = part[: len(part) // self.world_size * self.world_size]  # and all as many
             yield [int(group[j]) for j in part[self.rank :: self.world_size].tolist()]
 
     def indices(self, batch_idx: int) -> list[int]:

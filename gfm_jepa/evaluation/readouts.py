@@ -41,7 +41,7 @@ def add_random_filters(
         for name, raster in encoder.rasters(batch).items():
             if len(images[name]) < _IMAGES:
                 chips = one_by_one(raster)
-                images[name] += chips[chips.isfinite().flatten(1).any(dim=1)].unbind()
+                images[name] += chips[chips.isfinite().flatten(1).any(dim=1)].cpu().unbind()
         if all(len(found) >= _IMAGES for found in images.values()):
             break
     copy = _rebuilt(encoder, ('.filters.', 'readout.'), random_filters=count, readout=None)
@@ -59,9 +59,10 @@ def _cut_filters(encoder: Encoder, name: str, images: list[Tensor], count: int, 
     height, width = (min(image.shape[i] for image in images) for i in (1, 2))
     samples = cast(Any, [{name: image[:, :height, :width]} for image in images])
     model = RandomConvolutions(samples, name, 2 * count, SIDE, seed=seed)
-    scaled = model.weights / model.range
+    scaled = (model.weights / model.range).to(embed.std)
+    shift = (scaled * embed.mean).sum(dim=(1, 2, 3))
     embed.filters.weight.copy_(scaled * embed.std)
-    embed.filters.bias.copy_(model.biases + (scaled * embed.mean).sum(dim=(1, 2, 3)))
+    embed.filters.bias.copy_(model.biases.to(shift) + shift)
 
 
 def add_readout(
@@ -117,7 +118,7 @@ def _rebuilt(encoder: Encoder, left_out: tuple[str, ...], **changes: Any) -> Enc
     weights = encoder.state_dict().items()
     kept = {k: v for k, v in weights if not any(part in k for part in left_out)}
     copy.load_state_dict({**copy.state_dict(), **kept})
-    return copy.eval()
+    return copy.to(next(encoder.parameters()).device).eval()
 
 
 def fit_readout(features: Tensor, width: int = 512, power: float = 0.5) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,7 @@ def _checked_config(source: Source) -> tuple[type[BaseEncoder], dict[str, Any]]:
         raise InputError(f'The config of {source.name} should be a mapping of arguments.')
     config = dict(source.config)
     name = config.pop('class', 'TimmEncoder' if 'backbone' in config else 'Encoder')
-    if name not in _CLASSES:
+    if not isinstance(name, str) or name not in _CLASSES:
         raise InputError(
             f'The config of {source.name} names the class {name!r}; known are '
             f'{", ".join(_CLASSES)}: update gfm_jepa, or take other weights.'
@@ -88,6 +88,9 @@ def _check_state(encoder: BaseEncoder, state: Mapping[str, Tensor], name: str) -
     elif wrong := [key for key in expected if expected[key].shape != state[key].shape]:
         came, wanted = tuple(state[wrong[0]].shape), tuple(expected[wrong[0]].shape)
         problem = f'{wrong[0]} has the shape {came}, expected {wanted}'
+    elif wrong := [k for k in expected
+                   if expected[k].is_floating_point() != state[k].is_floating_point()]:  # fmt: skip
+        problem = f'{wrong[0]} holds {state[wrong[0]].dtype}, expected {expected[wrong[0]].dtype}'
     if problem:
         raise InputError(
             f'The weights of {name} do not fit its config: {problem}; fetch both again.'

@@ -146,6 +146,8 @@ class Encoder(BaseEncoder):
             'random_filters': random_filters,
         }
         self.embed_dim = embed_dim
+        if taken := [m.name for m in resolved if hasattr(nn.ModuleDict(), m.name)]:
+            raise InputError(f'torch keeps the name {taken[0]!r}; call the modality another.')
         self.patch_embeds = nn.ModuleDict(
             {
                 m.name: PatchEmbed(
@@ -344,8 +346,10 @@ class Encoder(BaseEncoder):
                 raise InputError(
                     'A readout takes all tokens; leave keep_ids out, or call forward_tokens.'
                 )
-            embedding: Tensor = self.readout(self.forward_depths(batch))
-            return embedding
+            features = self.forward_depths(batch)
+            gone = features.isnan().any(dim=1, keepdim=True)
+            embedding: Tensor = self.readout(features.masked_fill(gone, 0.0))
+            return embedding.masked_fill(gone, torch.nan)  # and no NaN in the gradient
         tokens = self.forward_tokens(batch, keep_ids)
         return masked_mean(tokens.values, tokens.valid)
 
@@ -455,7 +459,9 @@ def pool_depths(levels: Sequence[Tensor], valid: Tensor) -> Tensor:
     width = (levels[-1].shape[-1],)
     normed = [F.layer_norm(tokens, width) for tokens in levels[:-1]] + [levels[-1]]
     means = [masked_mean(tokens, valid) for tokens in normed]
-    spread = masked_mean((levels[-1] - means[-1].unsqueeze(1)).square(), valid)
+    # A sample without tokens has NaN for means, whose gradient would reach all weights.
+    centre = means[-1].nan_to_num(0.0).unsqueeze(1)
+    spread = masked_mean((levels[-1] - centre).square(), valid)
     return torch.cat([*means, (spread + 1e-12).sqrt()], dim=1)
 
 

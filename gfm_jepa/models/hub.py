@@ -151,11 +151,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(
             f'{path} is not a checkpoint of `gfm-jepa fit` ({reason[:120]}); name its .ckpt file.'
         ) from e
-    if not isinstance(checkpoint, dict) or 'encoder_config' not in checkpoint:
+    needed = ('encoder_config', 'encoder_prefix', 'state_dict')
+    if lacking := [k for k in needed if not isinstance(checkpoint, dict) or k not in checkpoint]:
         raise InputError(
-            f'{path} is a checkpoint, but not one of `gfm-jepa fit`: it holds no encoder_config.'
+            f'{path} is a checkpoint, but not one of `gfm-jepa fit`: it holds no {lacking[0]}.'
         )
-    return checkpoint
+    found: dict[str, Any] = checkpoint
+    return found
 
 
 def _read_checkpoint(path: Path) -> Source:

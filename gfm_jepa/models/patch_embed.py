@@ -285,10 +285,13 @@ class PatchEmbed(nn.Module):
         """Mean and standard deviation of (B, w, h, w) over the valid pixels: (B, 2 w)."""
         weight = nn.functional.avg_pool2d(there, there.shape[-1] // response.shape[-1])
         weight = (weight >= self.min_valid).to(response)
-        weight = weight / weight.sum(dim=(2, 3), keepdim=True)
+        number = weight.sum(dim=(2, 3), keepdim=True)
+        weight = weight / number.clamp_min(1)
         mean = (response * weight).sum(dim=(2, 3))
         square = (response.square() * weight).sum(dim=(2, 3))
-        return torch.cat([mean, (square - mean.square()).clamp_min(1e-12).sqrt()], dim=1)
+        pooled = torch.cat([mean, (square - mean.square()).clamp_min(1e-12).sqrt()], dim=1)
+        # Not by 0 / 0, whose gradient is NaN for the stem whatever becomes of this sample.
+        return pooled.masked_fill(number.flatten(1) == 0, torch.nan)
 
     @property
     def statistics_dim(self) -> int:

@@ -68,8 +68,10 @@ class CrossRankBatchNorm(_BatchNorm):
             return super().forward(input)
         axes = [0, *range(2, input.ndim)]
         shape = [1, -1, *[1] * (input.ndim - 2)]
-        mean = cross_rank_mean(input.mean(dim=axes))
-        centred = input - mean.view(shape)
+        # Mixed precision brings 16 bits, in which squares overflow.
+        exact = input.to(torch.promote_types(input.dtype, torch.float32))
+        mean = cross_rank_mean(exact.mean(dim=axes))
+        centred = exact - mean.view(shape)
         variance = cross_rank_mean(centred.square().mean(dim=axes))
         if self.running_mean is not None and self.running_var is not None:
             count = input.numel() // input.shape[1] * dist.get_world_size()
@@ -82,7 +84,7 @@ class CrossRankBatchNorm(_BatchNorm):
         normalised = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
-        return normalised
+        return normalised.to(input.dtype)
 
 
 def span_ranks(module: nn.Module) -> nn.Module:

@@ -27,8 +27,9 @@ _PRIVATE = {
         r'|://[^\s/@"]+:[^\s/@"]+@'
     ),
     'a path of a machine': re.compile(
-        r'(?<![\w/:.~])/(?:home|root|Users|tmp|work|mnt|data|scratch|var|opt|media|srv|gpfs|lustre)'
-        r'/[^\s"|]*|\b[A-Za-z]:\\+\w[^\s"|]*|~/[\w.]|file://'
+        r'(?<![\w/.~])/(?:home|root|[Uu]sers|tmp|work|workspaces?|mnt|data|scratch|var|opt|media|srv'
+        r'|gpfs|lustre|nfs|projects?|storage|cluster|content|kaggle|dbfs|Volumes)'
+        r'/[^\s"|]*|\b[A-Za-z]:[\\/]+\w[^\s"|]*|~/[\w.]|file://'
     ),
 }  # fmt: skip
 
@@ -164,8 +165,6 @@ def _upload(folder: Path, repo_id: str, tag: str | None, private: bool) -> str:
         commit = api.upload_folder(
             repo_id=repo_id, folder_path=folder, commit_message='Publish encoder'
         )
-        if tag is not None:
-            api.create_tag(repo_id, tag=tag, revision=commit.oid)
     # The client wraps what fails while a large file is sent in RuntimeError and ValueError.
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         reason = ' '.join(str(error).split())[:200]
@@ -173,7 +172,16 @@ def _upload(folder: Path, repo_id: str, tag: str | None, private: bool) -> str:
             f'The Hub did not take {repo_id} ({type(error).__name__}: {reason}); log in with `hf '
             f'auth login`, see whether you may write there, and try again.'
         ) from error
-    return f'{url} at commit {commit.oid}'
+    place = f'{url} at commit {commit.oid}'
+    try:
+        if tag is not None:
+            api.create_tag(repo_id, tag=tag, revision=commit.oid)
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f'The encoder is at {place}, but the Hub did not take the tag {tag!r} '
+            f'({" ".join(str(error).split())[:200]}); give that commit another one.'
+        ) from error
+    return place
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -119,10 +119,14 @@ class RawVisionTransformer(VisionTransformer):  # type: ignore[misc]  # timm car
         if num_classes and self.readout is not None:
             self.head = nn.Linear(self.readout.out_features, num_classes)
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """Map raw (B, C, H, W) to the head's outputs, or to the embedding without a head."""
+    def forward_features(self, x: Tensor, **options: Any) -> Tensor:
+        """Map raw (B, C, H, W) to tokens (B, N, D); with a readout to (B, 1, K), its answer alone.
+
+        Either way `forward_head` makes the encoder's embedding of it. Tokens of an encoder with a
+        readout come from `forward_intermediates`. Options are timm's own.
+        """
         if self.readout is None:
-            outputs: Tensor = super().forward(x, attn_mask)
+            outputs: Tensor = super().forward_features(x, **options)
             return outputs
         embed = self.patch_embed.embed
         tokens, _, statistics = embed.describe(x)
@@ -133,8 +137,8 @@ class RawVisionTransformer(VisionTransformer):  # type: ignore[misc]  # timm car
         levels = [*levels[-NUM_DEPTHS:-1], self.norm(tokens)]
         everywhere = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         features = torch.cat([pool_depths(levels, everywhere), statistics], dim=1)
-        outputs = self.head(self.head_drop(self.readout(features)))
-        return outputs
+        answer: Tensor = self.readout(features)
+        return answer.unsqueeze(1)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """Add the places on the ground, which are a formula and fit any grid, and the sensor."""

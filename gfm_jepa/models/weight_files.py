@@ -144,7 +144,9 @@ def check_header(path: Path) -> None:
         header = json.loads(content)
         header.pop('__metadata__', None)
         end = max((_checked_end(entry) for entry in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError
+    ) as error:  # fmt: skip
         raise InputError(
             f'{path} has a header that is not one of safetensors ({error}); fetch it again.'
         ) from error

@@ -103,6 +103,7 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
     mode = 'max'
     encoder: BaseEncoder
     frozen: Sequence[nn.Module] = ()
+    dated_beside: Sequence[str] = ()  # what has dates, and is not for the encoder
 
     def __init__(
         self,
@@ -156,7 +157,8 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         rank_zero_info(format_matches(matches))
         if c.freeze:
             embedders = [encoder.embedder(n) for n in trained.modalities if n in [*kept, *given]]
-            self.freeze(*embedders, encoder.blocks, encoder.norm)
+            readout = [] if encoder.readout is None else [encoder.readout]
+            self.freeze(*embedders, encoder.blocks, encoder.norm, *readout)
         return encoder
 
     def freeze(self, *modules: nn.Module) -> None:
@@ -211,7 +213,8 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         """The batch with one date of each sample, drawn; as it is where there are no dates."""
         if not any(is_dated(v) for v in batch.values()):
             return dict(batch)
-        rasters = {k: v for k, v in batch.items() if k in self.encoder.modalities}
+        names = {*self.encoder.modalities, *self.dated_beside}
+        rasters = {k: v for k, v in batch.items() if k in names}
         return {**batch, **pick_dates(rasters, 1, self.generator(batch_idx))[0]}
 
     def dates_of(self, masks: Mask, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
@@ -248,6 +251,10 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         """Shard over the ranks under Lightning's ModelParallelStrategy; nothing otherwise."""
         if self.device_mesh is not None and not isinstance(self, FSDPModule):
             shard(self, self.device_mesh['data_parallel'])
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Let what draws without a generator, such as stochastic depth, resume as well."""
+        torch.manual_seed(self.generator(batch_idx).initial_seed())
 
     def on_fit_start(self) -> None:
         """Fix the run's seed once: what `seed_everything` was given, or the checkpoint's."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -122,6 +122,9 @@ class Classification(SupervisedTask):
         super().configure_models()
         c = self.head_config
         width = feature_width(self.encoder, c.features)
+        readout = getattr(self.encoder, 'readout', None)
+        if c.features == 'depths' and isinstance(readout, nn.Module):
+            self.freeze(readout)  # which has no part in them
         self.put_head(ClassificationHead(width, len(self.classes)))
 
     def configure_metrics(self) -> None:

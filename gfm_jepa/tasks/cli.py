@@ -1,9 +1,11 @@
 """LightningCLI as we use it: data modules and tasks by class, one list of modalities."""
 
 from argparse import ArgumentError
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from jsonargparse import ArgumentError as JsonArgumentError
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
@@ -92,10 +94,17 @@ class GfmJepaCLI(LightningCLI):
             for kind in (NaNGuard, Preemption, DrawDashboard):
                 if not any(isinstance(c, kind) for c in callbacks):
                     callbacks.append(kind())
-        # A batch may lack a modality, whose embedder then takes no part in the loss.
-        if settings['strategy'] == 'ddp' and len(self.datamodule.modalities) > 1:
+        if spans_processes(settings) and self._may_leave_out():
             kwargs['strategy'] = 'ddp_find_unused_parameters_true'
         return super().instantiate_trainer(plugins=plugins, callbacks=callbacks, **kwargs)
+
+    def _may_leave_out(self) -> bool:
+        """Whether a step may use only part of the encoder.
+
+        A batch may lack a modality, and trained weights may have a readout, which few methods heed.
+        """
+        config = getattr(self.model, 'encoder_config', None)
+        return len(self.datamodule.modalities) > 1 or bool(config and config.weights)
 
     def _run_name(self) -> str:
         """What the run is called: as its config file, or as its method."""
@@ -166,6 +175,20 @@ class GfmJepaCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config alone: what it says holds, not what a checkpoint was made with."""
+
+
+def spans_processes(settings: Mapping[str, Any]) -> bool:
+    """Whether Lightning will start DDP: asked for, or by itself on several devices."""
+    devices = settings['devices']
+    if settings['strategy'] != 'auto':
+        return bool(settings['strategy'] == 'ddp')
+    if devices in ('auto', -1, '-1'):
+        on_gpus = settings['accelerator'] in ('auto', 'gpu', 'cuda')
+        devices = torch.cuda.device_count() if on_gpus else 1
+    elif isinstance(devices, str):
+        devices = devices.split(',') if ',' in devices else int(devices)
+    count = len(devices) if isinstance(devices, list) else devices
+    return bool(count > 1 or settings['num_nodes'] > 1)
 
 
 def as_list(value: Any) -> list[Any]:

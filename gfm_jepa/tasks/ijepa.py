@@ -1,7 +1,7 @@
 """I-JEPA: predict the latents of hidden blocks from the tokens that are seen."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..masks import Ground, Mask, Mixture, MultiBlock, SignalBiased, token_cells
 from ..models import Encoder, Predictor, TokenLayout, Tokens
+from ..models.block import Block
 from ..models.encoder import masked_mean, take
 from .base import (
     EncoderConfig,
@@ -65,6 +66,8 @@ class IJEPA(PretrainTask):
         super().configure_models()
         self.require_tight_stem()
         self.target_encoder = frozen_copy(self.encoder)
+        for block in self.target_encoder.blocks:
+            cast(Block, block).drop_path = 0.0  # targets are whole
         self.predictor = Predictor(
             self.encoder.embed_dim, len(self.encoder.modalities), self.predictor_dim,
             self.predictor_depth,

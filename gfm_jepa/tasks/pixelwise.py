@@ -69,7 +69,7 @@ class PixelTask(SupervisedTask):
         optimizer: OptimizerConfig,
         head: PixelHeadConfig,
     ) -> None:
-        self.target = target
+        self.target, self.dated_beside = target, [target]
         self.head_config = as_config(PixelHeadConfig, head)
         known = {m.name: m for m in map(resolve, modalities)}
         if target not in known or len(known) < 2:

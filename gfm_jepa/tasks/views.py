@@ -57,6 +57,11 @@ class ViewTask(PretrainTask):
         embeddings = torch.cat([self.encoder(view) for view in views])
         self.log_health(embeddings[: len(embeddings) // self.views.num_global])
         by_view: Tensor = embeddings.unflatten(0, (self.num_views, -1))
+        if by_view.shape[1] * (1 if self._trainer is None else self.trainer.world_size) < 2:
+            raise InputError(
+                f'A batch has one sample, and {type(self).__name__} compares samples; raise '
+                f'data.batch_size, or leave out rasters whose kind gives one chip only.'
+            )
         if bool(embeddings.detach().isfinite().all()):  # the common case: no second look at pixels
             return by_view
         shown = torch.cat([self.encoder.has_data(view) for view in views])
