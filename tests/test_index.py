@@ -259,6 +259,19 @@ def test_a_cache_keeps_groups_nan_and_says_what_it_is(archive, tmp_path):
         write_cache(data, tmp_path / 'c.zarr')
 
 
+def test_a_cache_keeps_chips_of_nothing(tmp_path, write_raster):
+    write_raster(tmp_path / 'in/s2.tif', 3, (96, 192))
+    relief = np.ones((1, 32, 64))
+    relief[..., 32:] = -9999  # nothing below the second chip
+    write_raster(tmp_path / 'in/relief.tif', values=relief, gsd=30.0, dtype='float32', nodata=-9999)
+    data = Rasters([tmp_path / 'in'], [S2, DEM], chip_size=96)
+    assert [bool(data[i]['relief'].isnan().all()) for i in range(2)] == [False, True]
+    write_cache(data, tmp_path / 'c.zarr')
+    cached = CachedChips(tmp_path / 'c.zarr', [S2, DEM])
+    for i in range(2):
+        assert torch.equal(cached[i]['relief'].nan_to_num(-1), data[i]['relief'].nan_to_num(-1))
+
+
 def test_fit_takes_an_index_with_splits_and_a_cache(archive, tmp_path):
     words = ['index', str(archive), '-o', str(tmp_path / 'i.parquet'), '--chip-size', '48',
              '--modalities', str(tmp_path / 's2.yaml'), '--split', 'longitude']  # fmt: skip

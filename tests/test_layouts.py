@@ -1,6 +1,8 @@
 """Whatever way the bands, units and masks of a raster are stored, the chips are the same."""
 
+import base64
 import json
+import struct
 import zipfile
 
 import numpy as np
@@ -19,7 +21,11 @@ from rasterio.transform import from_origin
 from gfm_jepa import InputError
 from gfm_jepa.data import Rasters
 from gfm_jepa.data.chips import ChipFilter
-from gfm_jepa.modalities import LULC, S2_L1C, S2_L2A, Modality
+from gfm_jepa.data.finding import Found
+from gfm_jepa.data.grids import Grid
+from gfm_jepa.data.places import outline
+from gfm_jepa.data.recognition import recognise
+from gfm_jepa.modalities import LULC, S1, S2_L1C, S2_L2A, Modality
 
 S2 = sensor('s2', 3)
 COLOURS = Modality(
@@ -91,6 +97,87 @@ def test_stac_item_names_bands_scale_and_time(tmp_path, write_raster, values):
     chip, data = only(tmp_path, quantified)
     assert torch.allclose(chip, torch.from_numpy(values[[1, 2, 0]] - 1000).float(), atol=0.01)
     assert data.places[0].layers[0].files[0].time == '2021-07-04T10:20:30'
+
+
+def test_stac_item_of_one_band_files(tmp_path, write_raster, values):
+    assets = {}
+    for i, name in enumerate(('B02', 'B03', 'B04')):
+        write_raster(tmp_path / f'colours/T33_{name}.tif', values=values[i : i + 1])
+        assets[name] = {
+            'href': f'T33_{name}.tif', 'eo:bands': [{'name': ['blue', 'green', 'red'][i]}],
+            'raster:bands': [{'scale': 0.0001 * (i + 1), 'offset': -0.1 * i}],
+        }  # fmt: skip
+    item = {'type': 'Feature', 'properties': {'datetime': '2021-07-04'}, 'assets': assets}
+    (tmp_path / 'colours/item.json').write_text(json.dumps(item))
+    quantified = Modality(**{**COLOURS.__dict__, 'quantification': 10000.0})
+    chip, data = only(tmp_path, quantified)
+    for i in range(3):
+        expected = torch.from_numpy(values[i] * (i + 1) - 1000 * i).float()
+        assert torch.allclose(chip[i], expected, atol=0.01)
+    assert data.places[0].layers[0].files[0].time == '2021-07-04T00:00:00'
+
+
+@pytest.mark.parametrize('applied', [False, True])
+def test_a_stac_item_that_says_nothing_of_scale(tmp_path, write_raster, values, applied):
+    write_raster(tmp_path / 'S2L2A_x.tif', values=np.repeat(values, 4, 0) + 1000)
+    band = {'scale': 0.0001, 'offset': -0.1} if applied else {'scale': 1.0, 'offset': 0.0}
+    item = {
+        'type': 'Feature',
+        'properties': {
+            'earthsearch:boa_offset_applied': applied, 's2:processing_baseline': '04.00',
+        },
+        'assets': {'data': {'href': 'S2L2A_x.tif', 'raster:bands': [band] * 12}},
+    }  # fmt: skip
+    (tmp_path / 'item.json').write_text(json.dumps(item))
+    chip, _ = only(tmp_path, S2_L2A)
+    stored = torch.from_numpy(values[0]).float()
+    assert torch.allclose(chip[0], stored + 1000 if applied else stored, atol=0.01)
+
+
+def test_bands_that_nothing_is_called_after_are_left(tmp_path, write_raster, values):
+    write_raster(tmp_path / 's1_a.tif', values=values[:2], names=('VV', 'angle'), dtype='float32')
+    chip, data = only(tmp_path, S1)
+    assert torch.equal(chip[0], torch.from_numpy(values[0]).float()) and chip[1].isnan().all()
+    assert 'by name' in data.report()
+
+
+def test_nodata_that_cannot_be_measured_counts_in_each_band(tmp_path, write_raster):
+    radar = np.full((2, 64, 64), -12.0)
+    radar[1, :8] = -9999
+    for name, gsd in (('a', 10.0), ('b', (10.0, 20.0))):  # the second has to be warped
+        write_raster(tmp_path / f'{name}/s1.tif', values=radar, gsd=gsd, dtype='float32',
+                     nodata=-9999)  # fmt: skip
+        data = Rasters([tmp_path / name], [S1], chip_size=32)
+        chip = data[0]['s1']
+        assert chip[0].isfinite().all() and chip[1, 0].isnan().all() and (chip[0] == -12).all()
+        assert (chip[1][chip[1].isfinite()] == -12).all()
+
+
+def test_one_band_files_lie_where_they_say(tmp_path, write_raster):
+    easting = 5 + 10.0 * np.arange(64)[None, None].repeat(64, 1)
+    write_raster(tmp_path / 'T33_B02.tif', values=easting, dtype='float32')
+    later = 20 + 10 + 20.0 * np.arange(32)[None, None].repeat(32, 1)
+    write_raster(tmp_path / 'T33_B03.tif', values=later, gsd=20.0, dtype='float32',
+                 origin=(500020.0, 5000000.0))  # fmt: skip
+    chip, _ = only(tmp_path, COLOURS)
+    assert (chip[1] - chip[0])[:, 4:-2].abs().max() <= 5  # half a pixel of 10 m
+
+
+def test_metres_of_web_mercator_are_not_those_of_the_ground(tmp_path, write_raster, values):
+    write_raster(tmp_path / 's2.tif', values=values, epsg=3857, origin=(1.5e6, 8.4e6))  # 60 N
+    (result,) = recognise(Found(str(tmp_path / 's2.tif')), [S2])
+    assert result.warped and result.grid.gsd == pytest.approx(5.0, abs=0.1)
+    assert result.grid.crs.to_epsg() == 32633
+
+
+def test_the_outline_of_a_conic_or_polar_raster_holds_all_of_it():
+    europe = Grid(CRS.from_epsg(3035), from_origin(0.9e6, 5.5e6, 1e4, 1e4), 650, 460)
+    west, south, east, north = outline(europe)
+    assert north > 70 and south < 35
+    assert west < -20 and east > 50
+    arctic = Grid(CRS.from_epsg(3413), from_origin(-1e6, 1e6, 1e4, 1e4), 200, 200)
+    west, south, east, north = outline(arctic)
+    assert (west, east, north) == (-180, 180, 90) and 70 < south < 85
 
 
 def test_yaml_beside_a_file_or_for_a_folder(tmp_path, write_raster, values):
@@ -228,6 +315,31 @@ def test_zarr_with_xarray_coordinates_and_times(tmp_path, values):
     assert data[0]['s2'].shape == (2, 3, 64, 64) and data[0]['gsd'] == {'s2': 10.0}
     times = [f.time for f in data.places[0].layers[0].files]
     assert times == ['2020-01-01T00:00:00', '2020-02-01T00:00:00']
+
+
+def test_zarr_as_xarray_writes_it(tmp_path, values):
+    for zarr_format in (2, 3):
+        group = zarr.open_group(tmp_path / f'{zarr_format}/s2.zarr', mode='w',
+                                zarr_format=zarr_format)  # fmt: skip
+        stored = np.stack([values, values]).astype('int16')
+        stored[:, :, 0] = -9999
+        array = group.create_array('b', shape=stored.shape, chunks=stored.shape, dtype='int16',
+                                   fill_value=-9999 if zarr_format == 2 else 0)  # fmt: skip
+        array[:] = stored
+        array.attrs.update(
+            crs='EPSG:32633', transform=[10, 0, 5e5, 0, -10, 5e6], bands=['B1', 'B2', 'B3'],
+            scale_factor=0.5, add_offset=3.0, _ARRAY_DIMENSIONS=['time', 'band', 'y', 'x'],
+        )  # fmt: skip
+        if zarr_format == 3:
+            array.attrs['_FillValue'] = base64.b64encode(struct.pack('<d', -9999.0)).decode()
+        time = group.create_array('time', data=np.array([0.0, 1.25]))
+        time.attrs['units'] = 'days since 2020-04-08 10:30:00'
+        data = Rasters([tmp_path / str(zarr_format)], [S2], chip_size=64, num_dates=0)
+        chip = data[0]['s2'][0]
+        assert chip[:, 0].isnan().all()
+        assert torch.equal(chip[:, 1:], torch.from_numpy(values[:, 1:] * 0.5 + 3).float())
+        times = [f.time for f in data.places[0].layers[0].files]
+        assert times == ['2020-04-08T10:30:00', '2020-04-09T16:30:00']
 
 
 def test_netcdf_variables_are_bands(tmp_path, write_raster, values):

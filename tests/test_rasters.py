@@ -6,6 +6,7 @@ import rasterio
 import torch
 import yaml
 from conftest import sensor
+from rasterio.enums import ColorInterp
 from rasterio.warp import transform as warp_points
 
 from gfm_jepa import InputError
@@ -247,3 +248,16 @@ def test_order_keeps_what_is_stored_together_near():
     assert (order[1:] - order[:-1]).abs().float().median() > 100  # and yet shuffled
     few = shuffled(1000, 32, 1024, torch.Generator().manual_seed(0))
     assert torch.equal(few, torch.randperm(1000, generator=torch.Generator().manual_seed(0)))
+
+
+def test_stats_of_an_image_with_alpha_and_of_one_band_files(tmp_path, write_raster):
+    path = write_raster(tmp_path / 'ortho.tif', 4, dtype='uint8')
+    with rasterio.open(path, 'r+') as target:
+        target.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue,
+                              ColorInterp.alpha]  # fmt: skip
+    said = yaml.safe_load(describe([path], 'drone'))
+    assert said['bands'] == ['red', 'green', 'blue'] and len(said['mean']) == 3
+    for name in ('B02', 'B03'):
+        write_raster(tmp_path / f'bands/T33_{name}.tif')
+    said = yaml.safe_load(describe([tmp_path / 'bands'], 'own'))
+    assert said['bands'] == ['B02', 'B03']

@@ -22,6 +22,7 @@ from .index import write_whole
 from .rasters import Rasters
 
 MAX_OPEN = 256  # shards that a process keeps open
+_EMPTY = 2**64 - 1  # where the index of a shard says that a chunk was left out
 SHARD = 64  # chips of a shard: what is written, and lost when killed, at once
 _FORMAT = 'gfm_jepa chips 1'
 
@@ -110,6 +111,8 @@ class CachedChips(Dataset[dict[str, Any]]):
         values = np.empty(shape, dtype='<f4')
         try:
             file, offsets = self._shard(name, row // shard)
+            if offsets[row % shard] == _EMPTY:
+                return np.full(shape, np.nan, dtype='<f4')
             bytes_of = values.reshape(-1).view(np.uint8)
             if os.preadv(file, [bytes_of], int(offsets[row % shard])) == values.nbytes:
                 return values
@@ -236,6 +239,12 @@ def _create(rasters: Rasters, path: Path, description: dict[str, Any]) -> None:
 
 def _fill(rasters: Rasters, path: Path, begun: dict[str, Any], num_workers: int) -> None:
     """Write the shards that are missing."""
+    # zarr would leave out chunks of nothing but NaN, and whole shards of them.
+    with zarr.config.set({'array.write_empty_chunks': True}):
+        _fill_shards(rasters, path, begun, num_workers)
+
+
+def _fill_shards(rasters: Rasters, path: Path, begun: dict[str, Any], num_workers: int) -> None:
     root: Any = zarr.open_group(path, mode='r+')
     shards = [
         (group['name'], SHARD * k, chunk)

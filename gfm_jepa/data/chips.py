@@ -23,6 +23,7 @@ from .recognition import recognise
 from .sidecars import Facts
 
 LeftOut = tuple[str, str]
+_MOST = 2**24  # pixels of a map of what is valid; larger rasters are looked at more coarsely
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ def _shares(
     return shares
 
 
-def _valid_map(file: RasterFile, source: Source, most: int = 2**26) -> NDArray[np.bool_]:
+def _valid_map(file: RasterFile, source: Source, most: int = _MOST) -> NDArray[np.bool_]:
     """(H, W) where the file holds data; reduced if there are more than `most` pixels."""
     height, width = source.height, source.width
     step = max(int(np.ceil(np.sqrt(height * width / most))), 1)
@@ -301,14 +302,17 @@ def _cloud_shares(
                 continue
             source = mask.open(file.grid)
             try:
-                clouds = mask.read(source)[0]
+                step = max(int(np.ceil(np.sqrt(source.height * source.width / _MOST))), 1)
+                shape = (-(-source.height // step), -(-source.width // step))
+                height, width = source.height, source.width
+                clouds = mask.read(source, shape=shape)[0]
             except InputError:
                 continue
             finally:
                 source.close()
             there = np.isfinite(clouds)
             if there.any():
-                seen = _shares(there, corners, size, *there.shape)
-                cloudy = _shares(there & (clouds > 0), corners, size, *there.shape)
+                seen = _shares(there, corners, size, height, width)
+                cloudy = _shares(there & (clouds > 0), corners, size, height, width)
                 return np.where(seen > 0, cloudy / np.maximum(seen, 1e-6), np.nan).astype('f4')
     return unknown

@@ -9,12 +9,13 @@ import numpy as np
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
-from pyproj import Transformer
+from pyproj import Geod, Transformer
 from rasterio.crs import CRS
 from rasterio.warp import calculate_default_transform, transform_bounds
 from rasterio.warp import transform as warp_points
 
 Box = tuple[float, float, float, float]
+_EARTH = Geod(ellps='WGS84')
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,10 @@ def grid_of(source: rasterio.DatasetReader) -> tuple[Grid, bool]:
     own, crs = source.transform, source.crs
     metres = crs.is_projected and abs(crs.linear_units_factor[1] - 1) < 1e-6
     upright = own.b == 0 and own.d == 0 and own.a > 0 and own.e < 0
-    if metres and upright and 0.8 < abs(own.a / own.e) < 1.25:
+    if metres and upright and 0.8 < abs(own.a / own.e) < 1.25 and _is_true(source):
         return Grid(crs, own, source.width, source.height), False
-    if not metres:
-        left, bottom, right, top = transform_bounds(crs, 'EPSG:4326', *source.bounds)
-        zone = int(((left + right) / 2 + 180) // 6) % 60 + 1
-        crs = CRS.from_epsg((32600 if bottom + top >= 0 else 32700) + zone)
+    if not metres or not _is_true(source):
+        crs = _utm(source)
     # The outline from the transform: the bounds of a rotated raster are not its outline.
     ends = [own @ (c, r) for r in (0, source.height) for c in (0, source.width)]
     left, right = min(x for x, _ in ends), max(x for x, _ in ends)
@@ -115,13 +114,33 @@ def grid_of(source: rasterio.DatasetReader) -> tuple[Grid, bool]:
     return Grid(crs, placed[0], placed[1], placed[2]), True
 
 
+def _utm(source: rasterio.DatasetReader) -> CRS:
+    """The UTM zone of a raster's middle."""
+    left, bottom, right, top = transform_bounds(source.crs, 'EPSG:4326', *source.bounds)
+    zone = int(((left + right) / 2 + 180) // 6) % 60 + 1
+    return CRS.from_epsg((32600 if bottom + top >= 0 else 32700) + zone)
+
+
+def _is_true(source: rasterio.DatasetReader) -> bool:
+    """Whether metres of a raster's CRS are metres on the ground, to 5 %: not in Web Mercator."""
+    xs, ys = warp_points(source.crs, 'EPSG:4326', *_central_pixel(source))
+    _, _, sides = _EARTH.inv([xs[0]] * 2, [ys[0]] * 2, xs[1:], ys[1:])
+    stated = math.sqrt(abs(source.transform.determinant))
+    return abs(stated / math.sqrt(sides[0] * sides[1]) - 1) < 0.05
+
+
 def _ground_step(source: rasterio.DatasetReader, crs: CRS) -> float:
     """Side of a square as large as the raster's central pixel, metres."""
-    col, row = source.width // 2, source.height // 2
-    corners = [source.transform @ (col + i, row + j) for i, j in ((0, 0), (1, 0), (0, 1))]
-    xs, ys = warp_points(source.crs, crs, *map(list, zip(*corners, strict=True)))
+    xs, ys = warp_points(source.crs, crs, *_central_pixel(source))
     across, down = (xs[1] - xs[0], ys[1] - ys[0]), (xs[2] - xs[0], ys[2] - ys[0])
     return math.sqrt(abs(across[0] * down[1] - across[1] * down[0]))
+
+
+def _central_pixel(source: rasterio.DatasetReader) -> list[list[float]]:
+    """Upper left corner of a raster's central pixel, and the next across and down: x, y."""
+    col, row = source.width // 2, source.height // 2
+    corners = [source.transform @ (col + i, row + j) for i, j in ((0, 0), (1, 0), (0, 1))]
+    return [list(axis) for axis in zip(*corners, strict=True)]
 
 
 @lru_cache(maxsize=256)

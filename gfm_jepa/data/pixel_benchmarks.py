@@ -146,7 +146,7 @@ def classes_on(classes: Tensor, raster: Tensor) -> Tensor:
     """Classes (H, W) on the pixels of a raster (C, H', W') of the same ground, by the nearest."""
     if classes.shape == raster.shape[-2:]:
         return classes
-    return F.interpolate(classes[None, None], raster.shape[-2:], mode='nearest')[0, 0]
+    return F.interpolate(classes[None, None], raster.shape[-2:], mode='nearest-exact')[0, 0]
 
 
 def rasterfolder(name: str, root: Path) -> Benchmark:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from .chips import ChipFilter, FileChips
-from .grids import Grid, boxes_of
+from .grids import Grid, boxes_of, to_degrees
 from .raster_files import RasterFile
 
 
@@ -136,8 +136,19 @@ def join(
 
 def outline(grid: Grid) -> NDArray[np.float64]:
     """West, south, east, north of a whole raster, degrees."""
-    whole = grid.corners(np.zeros((1, 2), np.int32), (grid.height, grid.width))
-    box: NDArray[np.float64] = boxes_of(*whole)[0]
+    # Along the edges too: in conic and polar projections they bend far beyond the corners.
+    t, low = np.linspace(0, 1, 21), np.zeros(21)
+    rows = np.concatenate([low, t, low + 1, t]) * grid.height
+    cols = np.concatenate([t, low + 1, t, low]) * grid.width
+    x, y = grid.transform.c + cols * grid.transform.a, grid.transform.f + rows * grid.transform.e
+    transformer = to_degrees(grid.crs.to_wkt())
+    lon, lat = transformer.transform(x, y)
+    lon = np.where((np.ptp(lon) > 180) & (lon < 0), lon + 360, lon)
+    box: NDArray[np.float64] = boxes_of(lon[None], lat[None])[0]
+    for pole in (-90, 90):
+        at = transformer.transform(0, pole, direction='INVERSE')
+        if x.min() <= at[0] <= x.max() and y.min() <= at[1] <= y.max():
+            box = np.array([-180.0, min(box[1], pole), 180.0, max(box[3], pole)])
     return box
 
 

@@ -102,6 +102,17 @@ class RasterFile:
         ids = zip(self.modality.bands, self.band_ids, strict=True)
         return [name for name, band in ids if band]
 
+    @property
+    def nodata_is_impossible(self) -> bool:
+        """Whether no band could measure its nodata value, so that it means so in each alone.
+
+        One band may well measure what all together use for "nothing here", such as 0.
+        """
+        limits = self.modality.valid_range
+        return bool(
+            limits and self.nodata is not None and not limits[0] <= self.nodata <= limits[1]
+        )
+
     def open(self, grid: Grid | None = None) -> Source:
         """Open the file on its own grid, or on another.
 
@@ -110,7 +121,9 @@ class RasterFile:
         """
         if self.uri.startswith('zarr:'):
             target = grid or (self.grid if self.warped else None)
-            return ZarrRaster(self.uri, target, self.nodata, self.modality.categorical)
+            return ZarrRaster(
+                self.uri, target, self.nodata, self.modality.categorical, self.nodata_is_impossible
+            )
         with gdal(self.is_remote):
             try:
                 source = rasterio.open(gdal_name(self.uri))
@@ -132,7 +145,7 @@ class RasterFile:
                 nodata=math.nan,
                 dtype='float32',
                 resampling=Resampling.nearest if self.modality.categorical else method,
-                UNIFIED_SRC_NODATA='YES',
+                UNIFIED_SRC_NODATA='NO' if self.nodata_is_impossible else 'YES',
             )
 
     def read(
@@ -217,8 +230,10 @@ class RasterFile:
         values: Float = raw.astype(np.float32)
         if self.nodata is not None and not math.isnan(self.nodata):
             missing = raw == self._nodata_as(raw)
-            # One band may well measure the value that all together use for "nothing here".
-            values[:, missing.all(axis=0)] = np.nan
+            if self.nodata_is_impossible:
+                values[missing] = np.nan
+            else:
+                values[:, missing.all(axis=0)] = np.nan
         if raw.dtype.kind == 'f':
             values[~np.isfinite(values)] = np.nan
         if self.masked and isinstance(source, rasterio.DatasetReader):
@@ -313,10 +328,18 @@ def stack_bands(bands: Sequence[tuple[str, rasterio.DatasetReader, int]]) -> str
             f'<SimpleSource resampling="{"nearest" if nodata is not None else "bilinear"}">'
             f'<SourceFilename relativeToVRT="0">{escape(absolute(source.name))}</SourceFilename>'
             f'<SourceBand>{number}</SourceBand><SrcRect {size}/>'
-            f'<DstRect xOff="0" yOff="0" xSize="{finest.width}" ySize="{finest.height}"/>'
+            f'<DstRect {_place_on(finest, source)}/>'
             f'</SimpleSource></VRTRasterBand>'
         ]
     return '\n'.join([*lines, '</VRTDataset>'])
+
+
+def _place_on(finest: rasterio.DatasetReader, source: rasterio.DatasetReader) -> str:
+    """Where a raster lies on the pixels of another, as the attributes of a VRT's rectangle."""
+    x, y = ~finest.transform @ (source.transform @ (0, 0))
+    right, bottom = ~finest.transform @ (source.transform @ (source.width, source.height))
+    sides = {'xOff': x, 'yOff': y, 'xSize': right - x, 'ySize': bottom - y}
+    return ' '.join(f'{name}="{round(side, 6):g}"' for name, side in sides.items())
 
 
 def reason(error: Exception) -> str:

@@ -23,7 +23,7 @@ from ..modalities import Modality
 from .finding import Found
 from .grids import grid_of
 from .raster_files import RasterFile, absolute, gdal, gdal_name, reason, stack_bands
-from .sidecars import Facts, baseline_of, facts_of, time_of
+from .sidecars import Facts, baseline_of, facts_of, joined, time_of
 from .zarr_cubes import find_cubes, is_store
 
 UNRECOGNISED = 'feeds no configured modality: neither its name, its folder nor its bands say so'
@@ -74,10 +74,10 @@ def recognise(
             sidecar cannot be right.
     """
     facts = said or Facts()
-    first = Path(found.parts[0][1] if found.parts else found.path)
     if not found.path.startswith('/vsi') and '://' not in found.path:
-        facts = facts.over(facts_of(first))
-    headers = _headers(found)
+        files = [Path(part) for _, part in found.parts] or [Path(found.path)]
+        facts = facts.over(joined([facts_of(file) for file in files]))
+    headers = headers_of(found)
     if isinstance(headers, str):
         yield headers
         return
@@ -116,7 +116,7 @@ def _recognise(
         return str(error).partition(' cannot ')[2] or str(error)
 
 
-def _headers(found: Found) -> list[Header] | str:
+def headers_of(found: Found) -> list[Header] | str:
     """Headers of the rasters in a file, or why there is none."""
     path = Path(found.path)
     if not found.path.startswith('/vsi') and is_store(path):
@@ -201,7 +201,7 @@ def _zarr_headers(path: Path) -> list[Header] | str:
         return f'cannot be opened ({reason(error)})'
     return [
         Header(c.uri, c.bands, c.crs, c.transform, c.shape[1], c.shape[0], c.nodata,
-               time=time_of([c.time]) or '')
+               scale=c.scale, offset=c.offset, time=time_of([c.time]) or '')
         for c in cubes
     ] or 'holds no array of two to four axes'  # fmt: skip
 
@@ -261,10 +261,12 @@ def _match_bands(
     if len(names) != count:
         raise InputError(f'{path} has {count} bands, but {len(names)} names are given for them.')
     own = [_band_key(n) for n in names]
-    for called in (modality.bands, modality.common_names):
-        wanted = [_band_key(b) for b in called]
-        if wanted and len(set(own)) == count and set(own) <= set(wanted):
-            return tuple(own.index(b) + 1 if b in own else 0 for b in wanted), True
+    called = [[_band_key(b) for b in some] for some in (modality.bands, modality.common_names)]
+    # The way to call them that fits most; what nothing is called after, such as an angle, is left.
+    wanted = max(called, key=lambda some: len(set(some) & set(own)))
+    known = [n for n in own if n and n in wanted]
+    if known and len(set(known)) == len(known):
+        return tuple(own.index(b) + 1 if b in known else 0 for b in wanted), True
     if count == len(modality.bands):
         return tuple(range(1, count + 1)), False
     raise InputError(
@@ -285,7 +287,8 @@ def _in_unit(file: RasterFile, header: Header, facts: Facts) -> RasterFile:
     scale = facts.scale or header.scale
     offset = facts.offset or header.offset
     if scale or offset:
-        q = modality.quantification
+        # Physical values become those that the modality is stored in; a scale of 1 is no scale.
+        q = modality.quantification if any(s != 1 for s in scale or ()) else 1.0
         # By position in the header; RasterFile wants one per band of the modality.
         order = [header.number.index(b) if header.number and b else b - 1 for b in file.band_ids]
         scale, offset = (

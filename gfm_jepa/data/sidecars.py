@@ -64,6 +64,24 @@ def facts_of(path: Path) -> Facts:
     return facts.over(_stac_items(path.parent).get(path.name, Facts()))
 
 
+def joined(parts: Sequence[Facts]) -> Facts:
+    """Facts of one-band files that are one raster, in their order: names come from the files."""
+    first, count = parts[0], len(parts)
+    if count == 1:
+        return first
+    values: dict[str, tuple[float, ...] | None] = {}
+    for key, nothing in (('scale', 1.0), ('offset', 0.0)):
+        each: list[tuple[float, ...] | None] = [getattr(part, key) for part in parts]
+        if any(value and len(value) > 1 for value in each):  # a YAML for all of them
+            values[key] = each[0]
+        elif any(each):
+            values[key] = tuple(value[0] if value else nothing for value in each)
+        else:
+            values[key] = None
+    named = first.bands is not None and len(first.bands) == count
+    return replace(first, bands=first.bands if named else None, **values)  # type: ignore[arg-type]
+
+
 def time_of(texts: Sequence[str]) -> str | None:
     """The first date in any of the texts, as ISO 8601; None without one."""
     for text in texts:
@@ -160,6 +178,7 @@ def _from_stac(item: Mapping[str, Any], asset: Mapping[str, Any]) -> Facts:
         values = [r.get(key, r.get(f'raster:{key}', asset.get(f'raster:{key}'))) for r in rasters]
         return tuple(float(v) for v in values) if all(v is not None for v in values) else None
 
+    scale, offset = per_band('scale'), per_band('offset')
     nodata = rasters[0].get('nodata', asset.get('nodata'))
     # Earth Search has already subtracted the offset, whatever the baseline.
     applied = properties.get('earthsearch:boa_offset_applied', False)
@@ -168,8 +187,9 @@ def _from_stac(item: Mapping[str, Any], asset: Mapping[str, Any]) -> Facts:
     return Facts(
         bands=tuple(names) if names and all(names) else None,
         nodata=None if nodata is None else float(nodata),
-        scale=per_band('scale'),
-        offset=per_band('offset'),
+        # Some tools always write 1 and 0, which say nothing.
+        scale=scale if any(s != 1 for s in scale or ()) else None,
+        offset=offset if any(offset or ()) and not applied else None,
         time=time_of([str(time)]) if time else None,
         baseline=1.0 if applied else None if baseline is None else float(baseline),
     )

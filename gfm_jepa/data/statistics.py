@@ -5,18 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import rasterio
 import yaml
 from numpy.typing import NDArray
-from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 from tqdm import tqdm
 
 from ..errors import InputError
 from ..modalities import MODALITIES, Modality
-from .finding import find_rasters
+from .finding import Found, find_rasters
 from .raster_files import RasterFile
-from .recognition import UNRECOGNISED, recognise
+from .recognition import UNRECOGNISED, headers_of, recognise
 
 Float = NDArray[np.float64]
 
@@ -104,7 +102,7 @@ def describe(
         InputError: If no raster fits.
     """
     found = find_rasters(paths, tuple(MODALITIES.values()))
-    modality = _modality(found[0].path, name, bands, unit)
+    modality = _modality(found[0], name, bands, unit)
     if nodata is not None:
         modality = replace(modality, nodata=nodata)
     # A known modality takes the files that are called so, a new one all of them.
@@ -134,19 +132,15 @@ def describe(
     return left_out + yaml.safe_dump(described.to_dict(), sort_keys=False)
 
 
-def _modality(path: str, name: str | None, bands: Sequence[str] | None, unit: str) -> Modality:
+def _modality(found: Found, name: str | None, bands: Sequence[str] | None, unit: str) -> Modality:
     """The known modality of that name, or a new one described from a file."""
     if name is not None and name in MODALITIES and not bands:
         return MODALITIES[name]
-    try:
-        with rasterio.open(path) as source:
-            described = [d.strip() for d in source.descriptions if d]
-            count = source.count
-    except RasterioIOError as error:
-        raise InputError(
-            f'{path} cannot be opened ({error}); put a readable file first.'
-        ) from error
+    headers = headers_of(found)
+    if isinstance(headers, str):
+        raise InputError(f'{found.path} {headers}; put a readable file first.')
     if bands is None:
-        unique = len(set(described)) == count
-        bands = described if unique else [f'band{i + 1}' for i in range(count)]
+        described = [b.strip() for b in headers[0].bands]
+        unique = all(described) and len(set(described)) == len(described)
+        bands = described if unique else [f'band{i + 1}' for i in range(len(described))]
     return Modality(name or 'my_sensor', tuple(bands), gsd=1.0, unit=unit or 'unknown')

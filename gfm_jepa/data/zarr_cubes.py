@@ -3,6 +3,7 @@
 GDAL reads zarr as well, but neither sharded arrays nor a georeference in plain attributes.
 """
 
+import base64
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,8 @@ class Cube:
         dtype: Of the stored values.
         nodata: Value of "not there", if stated.
         time: Acquisition, as stated; empty if not.
+        scale: CF's ``scale_factor``, if it says something.
+        offset: CF's ``add_offset``, likewise.
     """
 
     uri: str
@@ -48,6 +51,8 @@ class Cube:
     dtype: str
     nodata: float | None
     time: str
+    scale: tuple[float, ...] = ()
+    offset: tuple[float, ...] = ()
 
 
 def is_store(path: Path) -> bool:
@@ -83,13 +88,18 @@ def find_cubes(path: Path) -> Iterator[Cube]:
             stated = [str(b) for b in np.asarray(group['band']).tolist()]
         bands = stated or ([name] if count == 1 else [str(i + 1) for i in range(count)])
         crs, transform = _georeference(attributes, group, array.shape)
-        fill = attributes.get('_FillValue', attributes.get('nodata'))
+        fill = _number(attributes.get('_FillValue', attributes.get('nodata')))
+        if fill is None and array.metadata.zarr_format == 2 and array.fill_value:
+            fill = float(array.fill_value)  # where xarray keeps it in zarr 2
+        scale, offset = (_number(attributes.get(k)) for k in ('scale_factor', 'add_offset'))
         dates = _dates(group, times)
         for t, date in zip(times, dates, strict=True):
             shape = int(array.shape[-2]), int(array.shape[-1])
             uri = 'zarr:' + json.dumps({'store': str(path.resolve()), 'array': name, 'time': t})
             yield Cube(uri, tuple(map(str, bands)), crs, transform, shape,
-                       str(array.dtype), None if fill is None else float(fill), date)  # fmt: skip
+                       str(array.dtype), fill, date,
+                       () if scale in (None, 1) and not offset else (scale or 1.0,),
+                       () if not offset else (offset,))  # fmt: skip
 
 
 class ZarrRaster:
@@ -100,6 +110,7 @@ class ZarrRaster:
         target: Grid to warp to; its own if None.
         nodata: Value of "not there".
         nearest: Whether warping must not average, as for class numbers.
+        by_band: Whether a band alone may be not there.
 
     Raises:
         RasterioIOError: From `read`, if a chunk cannot be read: what rasterio's datasets raise.
@@ -107,7 +118,7 @@ class ZarrRaster:
 
     def __init__(
         self, uri: str, target: Grid | None = None, nodata: float | None = None,
-        nearest: bool = False,
+        nearest: bool = False, by_band: bool = False,
     ) -> None:  # fmt: skip
         place = json.loads(uri.removeprefix('zarr:'))
         root = _open(Path(place['store']))
@@ -115,7 +126,7 @@ class ZarrRaster:
         self.time = place['time']
         self.target = target
         self.nodata = math.nan if nodata is None else nodata
-        self.nearest = nearest
+        self.nearest, self.by_band = nearest, by_band
         self.height, self.width = self.array.shape[-2:]
         if target is not None:
             group = root if isinstance(root, zarr.Group) else None
@@ -174,7 +185,10 @@ class ZarrRaster:
             return out
         values = self._stored(indexes, slice(top, low), slice(left, far)).astype(np.float32)
         if not math.isnan(self.nodata):
-            values[:, (values == np.float32(self.nodata)).all(axis=0)] = np.nan
+            missing = values == np.float32(self.nodata)
+            if not self.by_band:
+                missing &= missing.all(axis=0)
+            values[missing] = np.nan
         step = (far - left) / out.shape[2]  # own pixels below one of the target's
         method = Resampling.average if step > 1.5 else Resampling.bilinear
         reproject(
@@ -193,6 +207,17 @@ def _open(path: Path) -> Any:
     return zarr.open(path, mode='r')
 
 
+def _number(value: Any) -> float | None:
+    """A number of a store's attributes; xarray writes those of floats in zarr 3 as base64."""
+    if value is None or not isinstance(value, str):
+        return None if value is None else float(value)
+    try:
+        return float(value)
+    except ValueError:
+        stored = base64.b64decode(value, validate=True)
+        return float(np.frombuffer(stored, '<f8' if len(stored) == 8 else '<f4')[0])
+
+
 def _dimensions(array: Any, attributes: dict[str, Any]) -> list[str]:
     """Names of the axes, as zarr 3 and xarray state them."""
     names = getattr(array.metadata, 'dimension_names', None) or attributes.get('_ARRAY_DIMENSIONS')
@@ -205,14 +230,15 @@ def _dates(group: Any, times: Sequence[int | None]) -> list[str]:
         return [''] * len(times)
     values = np.asarray(group['time'][:])
     unit = str(group['time'].attrs.get('units', ''))
-    if values.dtype.kind in 'iu':
+    if values.dtype.kind in 'iuf':
         if ' since ' not in unit:
             return [''] * len(times)
         step, _, start = unit.partition(' since ')
-        code = {'days': 'D', 'hours': 'h', 'minutes': 'm', 'seconds': 's', 'nanoseconds': 'ns'}
-        if step not in code:
+        second = {'days': 86400, 'hours': 3600, 'minutes': 60, 'seconds': 1, 'nanoseconds': 1e-9}
+        if step not in second:
             return [''] * len(times)
-        values = np.datetime64(start[:10]) + values.astype(f'timedelta64[{code[step]}]')
+        begin = np.datetime64(start.strip().replace(' ', 'T')[:19].rstrip('Z'), 's')
+        values = begin + np.round(values * second[step]).astype('timedelta64[s]')
     return [str(v)[:19] for v in values.tolist()] if values.dtype.kind in 'UO' else [
         str(v) for v in values.astype('datetime64[s]')
     ]  # fmt: skip

@@ -123,7 +123,7 @@ class PixelTask(SupervisedTask):
         """Answers (B, K, H, W) and the target (B, H, W) on their grid."""
         answers, truth = self.answer(batch), batch[self.target][:, 0]
         if truth.shape[-2:] != answers.shape[-2:]:
-            truth = F.interpolate(truth[:, None], answers.shape[-2:], mode='nearest')[:, 0]
+            truth = F.interpolate(truth[:, None], answers.shape[-2:], mode='nearest-exact')[:, 0]
         return answers, truth
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
