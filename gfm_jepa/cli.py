@@ -63,6 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f'gfm-jepa: error: {error.sentence}', file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno is None:  # raised by a library, and not the operating system's
+            raise
+        print(
+            f'gfm-jepa: error: {error.filename or "A file"} cannot be read or written '
+            f'({error.strerror}); see whether it may be, and whether the disk has space.',
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 

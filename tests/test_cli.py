@@ -148,6 +148,13 @@ def test_every_config_parses_and_says_what_it_is_for(path, capfd):
     assert any(data.get(key) for key in ('modalities', 'dataset', 'parts'))
 
 
+def test_what_cannot_be_written_is_one_sentence(fails, tmp_path, write_raster):
+    write_raster(tmp_path / 'in/drone.tif')
+    (tmp_path / 'file').touch()
+    words = ['stats', str(tmp_path / 'in'), '--name', 'drone', '-o', str(tmp_path / 'file/x.yaml')]
+    assert 'file cannot be read or written' in fails(*words)
+
+
 def test_help_and_version(capfd):
     assert main([]) == 0 and main(['--version']) == 0
     assert 'gfm-jepa fit' in capfd.readouterr().out
