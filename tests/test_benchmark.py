@@ -19,7 +19,7 @@ from gfm_jepa.data.identity import split_hash
 from gfm_jepa.data.resized import resize
 from gfm_jepa.errors import InputError
 from gfm_jepa.evaluation.benchmark import Plan
-from gfm_jepa.evaluation.classifiers import accuracy_of, knn_probe, linear_probe
+from gfm_jepa.evaluation.classifiers import LinearMap, accuracy_of, knn_probe, linear_probe
 from gfm_jepa.evaluation.features import Features
 from gfm_jepa.evaluation.handmade import LEVELS, HandMade, _co_occurrence
 from gfm_jepa.evaluation.heads import as_head
@@ -31,6 +31,7 @@ from gfm_jepa.modalities import MODALITIES
 from gfm_jepa.models import Encoder
 from gfm_jepa.models.heads import load_classifier
 from gfm_jepa.models.weight_files import weights_hash
+from gfm_jepa.tasks.classification import AveragePrecision
 
 
 @pytest.fixture(scope='module')
@@ -237,6 +238,17 @@ def test_several_labels_a_sample():
     assert found.metric == 'mean_average_precision'
     assert found.low < found.value < found.high and found.calibration_error < 0.2
     assert set(probe.predictions.unique().tolist()) == {0, 1}
+
+
+def test_a_class_that_no_sample_has_is_left_out_of_the_mean():
+    labels = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 1, 0]])
+    scores = torch.tensor([[0.9, 0.1, 0.5], [0.2, 0.8, 0.5], [0.7, 0.6, 0.5]])
+    assert accuracy_of(scores, labels) == accuracy_of(scores[:1], labels[:1]) == 1
+    metric = AveragePrecision(3)
+    metric.update(scores, labels)
+    assert metric.compute() == 1
+    head = as_head(LinearMap(torch.zeros(2), torch.ones(2), torch.eye(2), torch.zeros(2)), 3)
+    assert head(torch.tensor([[1.0, 0.0]])).softmax(dim=1)[0, 2] == 0
 
 
 def test_a_linear_map_as_a_module():

@@ -10,7 +10,7 @@ import torch
 from conftest import sensor
 from mapping import OPTICAL, RADAR, read, save_encoder, smooth, there
 
-from gfm_jepa import InputError, save_pretrained
+from gfm_jepa import InputError, from_pretrained, save_pretrained
 from gfm_jepa.cli import main
 from gfm_jepa.data.grids import to_degrees
 from gfm_jepa.evaluation import pixel_change
@@ -19,6 +19,7 @@ from gfm_jepa.evaluation.change import otsu, ranking
 from gfm_jepa.evaluation.clusters import agreement
 from gfm_jepa.evaluation.embeddings import open_embeddings, sample
 from gfm_jepa.evaluation.prediction_errors import PredictionErrors
+from gfm_jepa.evaluation.readouts import add_readout
 from gfm_jepa.evaluation.search import Search, load
 from gfm_jepa.models import Encoder
 from gfm_jepa.tasks import IJEPA, EncoderConfig
@@ -101,6 +102,54 @@ def test_search_finds_places_like_the_one_that_is_named(halves, capfd):
                     halves / 'rows.parquet')  # fmt: skip
     assert all(geopandas.read_parquet(halves / 'chips.parquet')['col'][f['place']] >= 128
                for f in by_image)  # fmt: skip
+
+
+def test_an_example_is_searched_in_a_map_of_an_encoder_with_a_readout(halves, capfd):
+    encoder = from_pretrained(halves / 'weights', modalities=['optical'])
+    chips = {'optical': torch.from_numpy(smooth(3, 64, 64))[None] + 5 * torch.rand(40, 1, 1, 1)}
+    save_pretrained(add_readout(encoder, [chips], width=8), halves / 'read')
+    words = ['embed', str(halves / 'read'), str(halves / 'optical.tif'), '--window', '64']
+    assert main([*words, '-o', str(halves / 'read.tif')]) == 0
+    found = verb(capfd, 'search', halves / 'read.tif', '--image', halves / 'optical.tif',
+                 '--weights', halves / 'read', '-k', 2, '-o', halves / 'found.tif')  # fmt: skip
+    assert len(found) == 2
+
+
+def test_places_that_are_nowhere_and_outputs_that_are_inputs(halves, capfd):
+    for words, sentence in (
+        (['search', 'map.tif', '--at', '-33.9', '151.2', '-o', 'a.tif'], 'lies beyond'),
+        (['cluster', 'map.tif', '-k', '2', '-o', 'map.tif'], 'holds the embeddings themselves'),
+        (['change', 'map.tif', 'other.tif', '-o', 'other.tif'], 'the embeddings themselves'),
+    ):
+        (halves / 'other.tif').write_bytes((halves / 'map.tif').read_bytes())
+        assert main(words) == 2
+        assert sentence in capfd.readouterr().err
+        assert open_embeddings(halves / 'map.tif').count == 24 * 32
+
+
+def test_a_table_of_nothing_is_told(halves, write_raster, capfd):
+    values = np.full((3, 64, 64), np.nan)
+    write_raster(halves / 'void.tif', values=values, dtype='float32', nodata=np.nan)
+    words = ['embed', 'weights', 'optical=void.tif', '--window', '32', '-o', 'void.parquet']
+    assert main(words) == 0
+    assert main(['search', 'void.parquet', '--place', '0', '-o', 'a.parquet']) == 2
+    assert 'holds data' in capfd.readouterr().err
+
+
+def test_classes_have_no_mean_in_overviews(halves):
+    wide = halves / 'wide.tif'
+    with rasterio.open(wide, 'w', driver='GTiff', width=1100, height=1100, count=1,
+                       dtype='float32', crs='EPSG:32633',
+                       transform=rasterio.Affine(10, 0, 5e5, 0, -10, 5e6)) as target:  # fmt: skip
+        target.write(np.ones((1, 1100, 1100), 'float32'))
+        target.update_tags(software='gfm-jepa')
+    embedded = open_embeddings(wide)
+    classes = 4 * (np.indices((1100, 1100))[1] % 4 > 1).astype(np.uint8)
+    embedded.write(halves / 'classes_.tif', {'cluster': classes.ravel()})
+    with rasterio.open(halves / 'classes_.tif') as file:
+        assert file.overviews(1)
+        small = file.read(1, out_shape=(550, 550))
+    assert set(np.unique(small)) <= {0, 4}
 
 
 def test_exact_search_is_that_of_all_products(monkeypatch):

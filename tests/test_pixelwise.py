@@ -99,6 +99,9 @@ def test_segments_held_out_places_that_lack_a_modality(places, weights, head, ca
     assert main(['segment', weights + '/model.safetensors', str(places / '2'), '-o', 'c.tif']) == 2
     said = capfd.readouterr().err.splitlines()[-2:]
     assert 'should end in .tif' in said[0] and 'model.safetensors' in said[1]
+    (places / '1/S2L2A.tif').unlink()  # its radar alone shows nothing to answer on
+    assert main(['segment', str(path), str(places / '1'), '-o', 'c.tif']) == 2
+    assert 'None of the rasters shows s2_l2a' in capfd.readouterr().err
 
 
 def segments_a_scene(path, place):

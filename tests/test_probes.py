@@ -234,6 +234,11 @@ def test_encoder_is_told_the_ground_sampling_distance(benchmark, encoder):
     assert not torch.allclose(near, far)
 
 
+def test_probe_refuses_classes_of_pixels(benchmark, encoder):
+    with pytest.raises(InputError, match='a class for every pixel'):
+        probe(encoder, 'mine', replace(benchmark, target='mask'))
+
+
 def test_probe_refuses_what_cannot_be(benchmark, encoder):
     with pytest.raises(InputError, match='mine embeds rgb, but colours holds s2_l1c'):
         probe(encoder, 'mine', replace(benchmark, modality='s2_l1c'))

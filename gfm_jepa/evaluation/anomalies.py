@@ -79,7 +79,7 @@ def score_anomalies(
     if normal.names != embeddings.names:
         raise InputError(
             f'{normal.path} has {len(normal.names)} features, {embeddings.path} '
-            f'{len(embeddings.names)}; embed both with the same weights.'
+            f'{len(embeddings.names)}; take two maps or two tables, of the same weights.'
         )
     against = KnownEmbeddings(sample(normal, MOST, seed), neighbours)
     scores = {k: np.full(embeddings.count, np.nan, np.float32) for k in ('mahalanobis', 'nearest')}
@@ -94,6 +94,7 @@ def highest(
 ) -> list[list[float]]:
     """The highest scores, each with the longitude and latitude of its place, degrees."""
     order = np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind='stable')[:count]
+    order = order[np.isfinite(scores[order])]
     at = embeddings.positions(order)
     return [[round(float(scores[i]), 4), round(float(x), 6), round(float(y), 6)]
             for i, (x, y) in zip(order, at, strict=True)]  # fmt: skip

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multilabel_average_precision
+from torchmetrics.functional.classification import binary_average_precision
 
 from ..metrics import knn_votes
 from ..models.heads import probabilities
@@ -103,10 +104,14 @@ def linear_probe(
 
 
 def accuracy_of(scores: Tensor, labels: Tensor) -> float:
-    """Accuracy of scores (N, K) for labels (N,); mean average precision for labels (N, K)."""
+    """Accuracy of scores (N, K) for labels (N,); mean average precision for labels (N, K).
+
+    The mean is over the classes that some sample has: of the others nothing can be found.
+    """
     if labels.ndim == 2:
-        mean = multilabel_average_precision(scores, labels.long(), labels.shape[1])
-        return float(mean)
+        there = labels.any(dim=0).nonzero().flatten().tolist()
+        found = [binary_average_precision(scores[:, k], labels[:, k].long()) for k in there]
+        return float(torch.stack(found).mean()) if found else 0.0
     return int((scores.argmax(dim=1) == labels).sum()) / max(len(labels), 1)
 
 

@@ -86,7 +86,9 @@ class EmbeddingMap:
             InputError: If it lies beyond the map.
         """
         x, y = to_degrees(self.target.crs.to_wkt()).transform(lon, lat, direction='INVERSE')
-        col, row = (int(np.floor(v)) for v in ~self.target.transform @ (x, y))
+        # Not a number where the map's projection has no such place.
+        at = np.nan_to_num(~self.target.transform @ (x, y), nan=-1.0, posinf=-1.0, neginf=-1.0)
+        col, row = (int(np.floor(v)) for v in at)
         if not (0 <= row < self.target.height and 0 <= col < self.target.width):
             raise InputError(f'{lon}, {lat} (longitude, latitude) lies beyond {self.path}.')
         return row * self.target.width + col
@@ -127,6 +129,7 @@ class EmbeddingMap:
                 width=values.shape[2], dtype=values.dtype, crs=self.target.crs,
                 transform=self.target.transform, compress='DEFLATE',
                 nodata=np.nan if values.dtype.kind == 'f' else 255,
+                overview_resampling='AVERAGE' if values.dtype.kind == 'f' else 'MODE',
             ) as file:  # fmt: skip
                 file.write(values)
                 file.descriptions = tuple(columns)
@@ -206,6 +209,8 @@ class EmbeddedTable:
         start = 0
         file = pyarrow.parquet.ParquetFile(self.path)
         for batch in file.iter_batches(65536, columns=['embedding']):
+            if not len(batch):
+                continue
             flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
             values = flat.astype(np.float32).reshape(len(batch), -1)
             values = values * np.array(self.scale, 'f4') + np.array(self.offset, 'f4')
@@ -338,8 +343,10 @@ def require_like(output: Path, embeddings: Embeddings) -> None:
     """Refuse an output that does not suit what it is made of, and make its folder.
 
     Raises:
-        InputError: If a map should become a table, or the other way round.
+        InputError: If a map should become a table, or the other way round, or take its place.
     """
+    if output.resolve() == embeddings.path.resolve():
+        raise InputError(f'{output} holds the embeddings themselves; name another output.')
     wanted = ('.tif', '.tiff') if isinstance(embeddings, EmbeddingMap) else ('.parquet',)
     if output.suffix not in wanted:
         raise InputError(f'{output} should end in {wanted[0]}, as {embeddings.path.name} does.')

@@ -34,21 +34,23 @@ class HeadWriter:
             {} if known.gsd is None else {key: known.gsd},
         )  # fmt: skip
         buffer = io.BytesIO()
-        torch.save(head_state(method.encoder, as_head(probe.linear), facts), buffer)
+        head = as_head(probe.linear, len(known.classes))
+        torch.save(head_state(method.encoder, head, facts), buffer)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.path, buffer.getvalue())
         self.written = True
 
 
-def as_head(linear: LinearMap) -> ClassificationHead:
-    """The module that computes the same logits."""
+def as_head(linear: LinearMap, classes: int | None = None) -> ClassificationHead:
+    """The module that computes the same logits; never a class that none was learned of."""
     count, width = linear.weight.shape
-    head = ClassificationHead(width, count).eval()
+    head = ClassificationHead(width, classes or count).eval()
     norm = head.norm
     assert norm.running_mean is not None and norm.running_var is not None
     with torch.no_grad():
         norm.running_mean.copy_(linear.mean)
         norm.running_var.copy_(linear.std.square() - norm.eps)  # which batch norm adds again
-        head.linear.weight.copy_(linear.weight)
-        head.linear.bias.copy_(linear.bias)
+        head.linear.bias.fill_(-1e4)
+        head.linear.weight[:count] = linear.weight
+        head.linear.bias[:count] = linear.bias
     return head

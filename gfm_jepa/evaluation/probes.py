@@ -71,6 +71,11 @@ def probe(
         InputError: If the encoder lacks the benchmark's modality or has other bands in it, a class
             is not in the train part, or an embedding is not finite.
     """
+    if benchmark.target != 'label':
+        raise InputError(
+            f'{benchmark.name} has a class for every pixel, not for every chip; take '
+            f'`gfm-jepa benchmark`.'
+        )
     rows, start = [], time.perf_counter()
     for title, kind, embed in _embeds(encoder, name, benchmark, features, baselines, seed):
         train, val, test = (

@@ -57,7 +57,7 @@ class Search:
         if wanted.shape[1] != self.unit.shape[1] or not bool(wanted.isfinite().all()):
             raise InputError(
                 f'The query has {wanted.shape[1]} features, NaN or not, where {self.unit.shape[1]} '
-                f'finite ones are searched; take one of the same weights that holds data.'
+                f'finite ones are searched; take one that holds data, of the same weights and kind.'
             )
         wanted, k = F.normalize(wanted, dim=1), min(k, len(self))
         if self.index is not None:
@@ -88,11 +88,10 @@ def load(embeddings: Embeddings) -> tuple[Float, Places]:
     Raises:
         InputError: If there are none.
     """
-    parts = list(embeddings.batches())
-    places = np.concatenate([p for p, _ in parts])
-    if not len(places):
+    parts = [(places, values) for places, values in embeddings.batches() if len(places)]
+    if not parts:
         raise InputError(f'No place of {embeddings.path} holds data.')
-    return np.concatenate([v for _, v in parts]), places
+    return np.concatenate([v for _, v in parts]), np.concatenate([p for p, _ in parts])
 
 
 def similarity(embeddings: Embeddings, query: Float) -> NDArray[np.float32]:

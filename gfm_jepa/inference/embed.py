@@ -97,6 +97,12 @@ def embed(
         scenes, left_out = find_scenes(
             paths, encoder.modalities, encoder.patch_sizes, settings.window, settings.ground
         )
+        if first := getattr(encoder, 'answers_on', None):  # a head for pixels, of one modality's
+            left_out += [(s.file.path, f'shows no {first}, on whose pixels the head answers')
+                         for s in scenes if s.layers[0].name != first]  # fmt: skip
+            scenes = [s for s in scenes if s.layers[0].name == first]
+            if not scenes:
+                raise InputError(f'None of the rasters shows {first}, on which the head answers.')
         kind = require_output(output, scenes)
         if settings.features != 'embedding' and kind != 'parquet':
             raise InputError(

@@ -27,6 +27,7 @@ class Segmenter(MapModel):
         super().__init__(encoder)
         self.head, self.facts = head, facts
         self.embed_dim = facts['outputs']
+        self.answers_on: str = facts['modality']
 
     def forward_feature_map(self, batch: Batch, modality: str | None = None) -> Tensor:
         """Probabilities, or values in the target's unit.

@@ -53,6 +53,11 @@ class WriteEmbeddings(BasePredictionWriter):
         self.arrays = []
         for number, place in enumerate(self.rasters.places):
             first, last = place.corners.min(axis=0), place.corners.max(axis=0)
+            if ((place.corners - first) % chip).any():
+                raise InputError(
+                    f'Chips of {place.layers[0].files[0].path} overlap, and each is to be a pixel; '
+                    f'index them anew, with a stride of {chip}, or take `gfm-jepa embed`.'
+                )
             shape = (dim, *((last - first) // chip + 1).tolist())
             grid = place.layers[0].files[0].grid
             array = root.create_array(

@@ -50,8 +50,10 @@ def main(words: Sequence[str]) -> None:
     if not isinstance(before, EmbeddingMap) or not isinstance(after, EmbeddingMap):
         raise InputError('Change is a difference of maps; give two .tif of embeddings.')
     require_like(args.output, before)
+    require_like(args.output, after)
     if args.mask:
         require_like(args.mask, before)
+        require_like(args.mask, after)
     if args.weights:
         scores = {'pixels': _by_pixel(args, before, replace(after, like=before))}
     else:

@@ -44,7 +44,7 @@ def main(words: Sequence[str]) -> None:
     if at is None:
         if not args.weights:
             raise InputError(f'{args.image} has to be embedded first; add --weights.')
-        wanted = embed_image(args.weights, args.image)
+        wanted = embed_image(args.weights, args.image, args.embeddings.suffix)
     else:
         row = np.flatnonzero(places == at)
         if not len(row):
@@ -70,8 +70,8 @@ def main(words: Sequence[str]) -> None:
     ]))  # fmt: skip
 
 
-def embed_image(weights: str, path: str) -> 'NDArray[np.float32]':
-    """The mean embedding of the chips of an example."""
+def embed_image(weights: str, path: str, kind: str = '.parquet') -> 'NDArray[np.float32]':
+    """The mean embedding of the chips of an example, or of the cells of its map: of one kind."""
     import tempfile
 
     from ..evaluation.embeddings import open_embeddings
@@ -80,7 +80,7 @@ def embed_image(weights: str, path: str) -> 'NDArray[np.float32]':
     from ..models.hub import from_pretrained
 
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / 'example.parquet'
+        output = Path(folder) / f'example{kind}'
         embed(from_pretrained(weights), [path], output, say=lambda text: None)
         mean: NDArray[np.float32] = load(open_embeddings(output))[0].mean(axis=0)
         return mean
