@@ -123,6 +123,11 @@ def test_parts_of_other_settings_are_not_taken(words, tmp_path, monkeypatch, cap
     assert main([*words, str(target)]) == 2
     assert main([*words, str(target), '--overwrite']) == 0 and not work.exists()
     target.unlink()
+    broken_off(monkeypatch, Workspace, 'save', [*words, str(target)], after=4)
+    (tmp_path / 'in/radar.yaml').write_text('nodata: 7')  # what is said of it has changed
+    assert main([*words, str(target)]) == 2
+    assert main([*words, str(target), '--overwrite']) == 0
+    target.unlink()
     work.mkdir()
     (work / 'thesis.txt').write_text('mine')
     assert main([*words, str(target), '--overwrite']) == 2

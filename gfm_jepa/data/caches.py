@@ -1,5 +1,6 @@
 """A cache: chips read once, kept as sharded zarr 3 at the training dtype."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -213,7 +214,18 @@ def _describe(rasters: Rasters) -> dict[str, Any]:
         'modalities': json.loads(json.dumps([m.to_dict() for m in rasters.modalities])),
         'groups': json.loads(json.dumps(groups)),
         'files': sorted(rasters.valid_share),
+        'inputs': _inputs(rasters),
     }
+
+
+def _inputs(rasters: Rasters) -> str:
+    """Digest of all that the chips are cut from, and where."""
+    digest = hashlib.sha256()
+    for place in rasters.places:
+        files = [f.state() for layer in place.layers for f in layer.files]
+        digest.update(json.dumps(files, default=str).encode())
+        digest.update(np.ascontiguousarray(place.corners).tobytes())
+    return digest.hexdigest()
 
 
 def _create(rasters: Rasters, path: Path, description: dict[str, Any]) -> None:

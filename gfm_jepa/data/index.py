@@ -19,7 +19,7 @@ from ..modalities import CLOUD_MASK, LABELS, MODALITIES, Modality, resolve
 from .chips import ChipFilter, FileChips, LeftOut, cloud_masks, polygons, scan
 from .finding import Found, find_rasters
 from .recognition import UNRECOGNISED
-from .sidecars import Facts
+from .sidecars import Facts, sidecars
 from .splits import SplitRule, assign_splits
 
 if TYPE_CHECKING:
@@ -290,12 +290,17 @@ def _fingerprint(found: Sequence[Found], settings: IndexSettings) -> str:
     made_by = {'settings': asdict(settings), 'format': _FORMAT, 'files': FILES_PER_PART}
     content = json.dumps(made_by, sort_keys=True, default=str)
     digest = hashlib.sha256(content.encode())
+    folders: set[Path] = set()
     for f in found:
         for path in [p for _, p in f.parts] or [f.path]:
             local = Path(path)
             stat = local.stat() if local.exists() else None
             line = f'{path} {f.stated} {stat and (stat.st_size, stat.st_mtime_ns)}\n'
             digest.update(line.encode('utf-8', 'surrogateescape'))
+            folders.add(local.parent)
+    for sidecar in sorted(s for folder in folders for s in sidecars(folder)):
+        stat = sidecar.stat()
+        digest.update(f'{sidecar} {stat.st_size} {stat.st_mtime_ns}\n'.encode())
     return digest.hexdigest()
 
 

@@ -2,11 +2,12 @@
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 import numpy as np
 import rasterio
@@ -251,6 +252,12 @@ class RasterFile:
         return InputError(
             f'{self.path} cannot {what} ({reason(error)}); {remedy}, or leave it out.'
         )
+
+    def state(self) -> list[Any]:
+        """What its pixels depend on: how it is read, and size and time of what is opened."""
+        names = re.findall(r'<SourceFilename[^>]*>([^<]*)<', self.uri) or [self.path]
+        stats = [p.stat() for p in map(Path, map(unescape, names)) if p.exists()]
+        return [self.to_dict(), *([s.st_size, s.st_mtime_ns] for s in stats)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the index; the modality by name."""

@@ -64,6 +64,13 @@ def facts_of(path: Path) -> Facts:
     return facts.over(_stac_items(path.parent).get(path.name, Facts()))
 
 
+def sidecars(folder: Path) -> list[Path]:
+    """Files of a folder that `facts_of` may read."""
+    if not folder.is_dir():
+        return []
+    return [p for p in folder.iterdir() if p.suffix in ('.yaml', '.yml', '.json')]
+
+
 def joined(parts: Sequence[Facts]) -> Facts:
     """Facts of one-band files that are one raster, in their order: names come from the files."""
     first, count = parts[0], len(parts)

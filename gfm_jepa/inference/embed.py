@@ -232,12 +232,7 @@ def _fingerprint(
     encoder: BaseEncoder, scenes: Sequence[Scene], settings: EmbedSettings, kind: str
 ) -> dict[str, Any]:
     """What the bytes of parts depend on."""
-    inputs = []
-    for file in (f for scene in scenes for layer in scene.layers for f in layer.files):
-        local = Path(file.path)
-        stat = local.stat() if local.exists() else None
-        changed = [stat.st_size, stat.st_mtime_ns] if stat else []
-        inputs.append([file.path, file.time, *changed])
+    inputs = [f.state() for scene in scenes for layer in scene.layers for f in layer.files]
     return {
         'version': gfm_jepa.__version__, 'weights': weights_hash(encoder),
         'inputs': inputs, 'kind': kind,
