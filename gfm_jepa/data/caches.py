@@ -193,7 +193,9 @@ def write_cache(rasters: Rasters, output: Path, num_workers: int = 0) -> str:
         _create(rasters, partial, description)
         begun = {'description': description, 'done': 0}
         write_whole(progress, json.dumps(begun).encode())
-    _fill(rasters, partial, begun, num_workers)
+    # zarr would leave out chunks of nothing but NaN, and whole shards of them.
+    with zarr.config.set({'array.write_empty_chunks': True}):
+        _fill(rasters, partial, begun, num_workers)
     progress.unlink()
     partial.rename(output)
     size = sum(f.stat().st_size for f in output.rglob('*') if f.is_file())
@@ -251,12 +253,6 @@ def _create(rasters: Rasters, path: Path, description: dict[str, Any]) -> None:
 
 def _fill(rasters: Rasters, path: Path, begun: dict[str, Any], num_workers: int) -> None:
     """Write the shards that are missing."""
-    # zarr would leave out chunks of nothing but NaN, and whole shards of them.
-    with zarr.config.set({'array.write_empty_chunks': True}):
-        _fill_shards(rasters, path, begun, num_workers)
-
-
-def _fill_shards(rasters: Rasters, path: Path, begun: dict[str, Any], num_workers: int) -> None:
     root: Any = zarr.open_group(path, mode='r+')
     shards = [
         (group['name'], SHARD * k, chunk)

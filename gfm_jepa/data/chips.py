@@ -255,8 +255,8 @@ def _shares(
 def _valid_map(file: RasterFile, source: Source, most: int = _MOST) -> NDArray[np.bool_]:
     """(H, W) where the file holds data; reduced if there are more than `most` pixels."""
     height, width = source.height, source.width
-    step = max(int(np.ceil(np.sqrt(height * width / most))), 1)
-    there = np.ones((-(-height // step), -(-width // step)), dtype=bool)
+    step, reduced = _reduction(height, width, most)
+    there = np.ones(reduced, dtype=bool)
     if file.nodata is None and not file.masked and not file.warped and _is_integer(source):
         return there
     # Whole rows of blocks, in parts of some megabytes; a multiple of `step`.
@@ -268,6 +268,12 @@ def _valid_map(file: RasterFile, source: Source, most: int = _MOST) -> NDArray[n
         part = file.present(source, window, shape)
         there[top // step : top // step + part.shape[0]] = part
     return there
+
+
+def _reduction(height: int, width: int, most: int = _MOST) -> tuple[int, tuple[int, int]]:
+    """Which of a raster's pixels to look at, each or every so many, and how many those are."""
+    step = max(int(np.ceil(np.sqrt(height * width / most))), 1)
+    return step, (-(-height // step), -(-width // step))
 
 
 def _is_integer(source: Source) -> bool:
@@ -302,10 +308,8 @@ def _cloud_shares(
                 continue
             source = mask.open(file.grid)
             try:
-                step = max(int(np.ceil(np.sqrt(source.height * source.width / _MOST))), 1)
-                shape = (-(-source.height // step), -(-source.width // step))
                 height, width = source.height, source.width
-                clouds = mask.read(source, shape=shape)[0]
+                clouds = mask.read(source, shape=_reduction(height, width)[1])[0]
             except InputError:
                 continue
             finally:

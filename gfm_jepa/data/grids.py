@@ -61,6 +61,12 @@ class Grid:
         """
         rows = windows[:, :1] + np.array([0, 0, size[0], size[0]])
         cols = windows[:, 1:] + np.array([0, size[1], size[1], 0])
+        return self.degrees(rows, cols)
+
+    def degrees(
+        self, rows: NDArray[Any], cols: NDArray[Any]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Longitudes and latitudes (N, M) of points of N shapes, given in rows and columns."""
         x = self.transform.c + cols * self.transform.a
         y = self.transform.f + rows * self.transform.e
         lon, lat = to_degrees(self.crs.to_wkt()).transform(x.ravel(), y.ravel())
@@ -99,9 +105,10 @@ def grid_of(source: rasterio.DatasetReader) -> tuple[Grid, bool]:
     own, crs = source.transform, source.crs
     metres = crs.is_projected and abs(crs.linear_units_factor[1] - 1) < 1e-6
     upright = own.b == 0 and own.d == 0 and own.a > 0 and own.e < 0
-    if metres and upright and 0.8 < abs(own.a / own.e) < 1.25 and _is_true(source):
+    true = metres and _is_true(source)
+    if true and upright and 0.8 < abs(own.a / own.e) < 1.25:
         return Grid(crs, own, source.width, source.height), False
-    if not metres or not _is_true(source):
+    if not true:
         crs = _utm(source)
     # The outline from the transform: the bounds of a rotated raster are not its outline.
     ends = [own @ (c, r) for r in (0, source.height) for c in (0, source.width)]

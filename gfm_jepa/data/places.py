@@ -138,16 +138,13 @@ def outline(grid: Grid) -> NDArray[np.float64]:
     """West, south, east, north of a whole raster, degrees."""
     # Along the edges too: in conic and polar projections they bend far beyond the corners.
     t, low = np.linspace(0, 1, 21), np.zeros(21)
-    rows = np.concatenate([low, t, low + 1, t]) * grid.height
-    cols = np.concatenate([t, low + 1, t, low]) * grid.width
-    x, y = grid.transform.c + cols * grid.transform.a, grid.transform.f + rows * grid.transform.e
-    transformer = to_degrees(grid.crs.to_wkt())
-    lon, lat = transformer.transform(x, y)
-    lon = np.where((np.ptp(lon) > 180) & (lon < 0), lon + 360, lon)
-    box: NDArray[np.float64] = boxes_of(lon[None], lat[None])[0]
+    rows = np.concatenate([low, t, low + 1, t])[None] * grid.height
+    cols = np.concatenate([t, low + 1, t, low])[None] * grid.width
+    box: NDArray[np.float64] = boxes_of(*grid.degrees(rows, cols))[0]
     for pole in (-90, 90):
-        at = transformer.transform(0, pole, direction='INVERSE')
-        if x.min() <= at[0] <= x.max() and y.min() <= at[1] <= y.max():
+        at = to_degrees(grid.crs.to_wkt()).transform(0, pole, direction='INVERSE')
+        col, row = ~grid.transform @ at
+        if 0 <= col <= grid.width and 0 <= row <= grid.height:
             box = np.array([-180.0, min(box[1], pole), 180.0, max(box[3], pole)])
     return box
 
