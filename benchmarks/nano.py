@@ -43,7 +43,7 @@ GROUPS = {
     'sentinel2': 'scenes', 'naip': 'scenes', 'landsat8': 'scenes',
 }  # fmt: skip
 RUNS = ('gfm_jepa_nano', 'gfm_jepa_nano_sensors')
-REPOSITORY = 'gfm-jepa/gfm-jepa-nano'
+NAME = 'gfm-jepa-nano'  # as it is bundled
 LOG = 'training_log.csv'
 LICENCE = 'cc-by-sa-4.0'  # the share-alike of TerraMesh, without which there would be no S1
 DATA = (
@@ -205,9 +205,7 @@ def release(output: Path, source: Path) -> list[dict[str, Any]]:
     folder = output / 'gfm-jepa-nano'
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    write_release(
-        encoder, folder, model_card(encoder, REPOSITORY, facts(output, rows), run), half=True
-    )
+    write_release(encoder, folder, model_card(encoder, NAME, facts(output, rows), run), half=True)
     shutil.copy(last(output, 'gfm_jepa_nano').parent.parent / 'metrics.csv', folder / LOG)
     return rows
 

@@ -5,6 +5,7 @@ The only file that knows a sensor. A modality of your own needs no change here: 
 and name it in the config.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -69,6 +70,18 @@ class Modality:
             raise InputError(
                 f'A modality is called {self.name!r}; give it a name without dots, such as s2_v1.'
             )
+        for key in ('bands', 'aliases', 'common_names'):
+            value = getattr(self, key)
+            if not isinstance(value, tuple) or not all(isinstance(v, str) for v in value):
+                raise InputError(
+                    f'Modality {self.name!r} has {key} {value!r}; give a list of names.'
+                )
+        for key, count in (('mean', None), ('std', None), ('valid_range', 2), ('gsd', 0)):
+            if not _are_numbers(getattr(self, key), count):
+                raise InputError(
+                    f'Modality {self.name!r} has {key} {getattr(self, key)!r}; give '
+                    f'{"a number" if count == 0 else "two numbers" if count else "numbers"}.'
+                )
         if not self.bands or len(set(self.bands)) != len(self.bands):
             raise InputError(
                 f'Modality {self.name!r} has bands {self.bands}; give each band a name of its own.'
@@ -105,6 +118,16 @@ class Modality:
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, numbers and strings, for YAML, JSON and checkpoints."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def _are_numbers(value: Any, count: int | None) -> bool:
+    """Whether it is a finite number (count 0), a tuple of so many, or of any number (None)."""
+    if count == 0:
+        return isinstance(value, int | float) and math.isfinite(value)
+    if value is None:
+        return count is not None
+    fits = isinstance(value, tuple) and count in (None, len(value))
+    return fits and all(_are_numbers(v, 0) for v in value)
 
 
 # SSL4EO-S12 v1.1: statistics printed in the README of DLR-MF-DAS/SSL4EO-S12-v1.1 (baseline 04.00

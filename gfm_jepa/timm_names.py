@@ -2,7 +2,7 @@
 
 timm finds models by a registry that fills as modules are imported, and has no entry point for other
 packages. ``import gfm_jepa`` therefore registers light functions: at once if timm is imported, else
-at the moment when it is, through one finder that steps aside after its only call. What builds the
+at the moment when it is, through one finder that steps aside afterwards. What builds the
 models is imported when a model is made.
 """
 
@@ -103,8 +103,9 @@ def _register() -> None:
         cfgs[name] = {
             # So that timm lists which names have weights; we read the file ourselves.
             'file': str(folder / 'model.safetensors') if folder else None,
-            # Normalisation is inside the models, in raw units.
-            'mean': (0.0, 0.0, 0.0), 'std': (1.0, 1.0, 1.0),
+            # Normalisation is inside the models, in raw units: timm's transforms, which divide
+            # 8-bit images by 255 first, give them back.
+            'mean': (0.0, 0.0, 0.0), 'std': (1 / 255, 1 / 255, 1 / 255),
             'input_size': (3, 64, 64), 'num_classes': 0, 'classifier': 'head',
         }  # fmt: skip
     default_cfgs.update(generate_default_cfgs(cfgs))
@@ -116,19 +117,26 @@ def _register() -> None:
 class _TimmFinder(MetaPathFinder):
     """Finds timm as the others do, and registers our names once it is imported."""
 
+    _asks_others = False
+
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Answer for timm alone, and only once."""
-        if name != 'timm':
+        """Answer for timm alone, as often as somebody asks whether it is there."""
+        if name != 'timm' or self._asks_others:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self._asks_others = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._asks_others = False
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
 
             def run_and_register(module: ModuleType) -> None:
                 run(module)
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
                 _register()
 
             spec.loader.exec_module = run_and_register  # type: ignore[method-assign]

@@ -17,6 +17,7 @@ class FakeHub(Loopback):
         self.commits, self.refs, self.uploads = {}, {}, {}
         self.requests = []  # method, path, Range
         self.fail_with, self.break_after, self.spoil = 0, 0, None
+        self.fail_at, self.error_code = '', None  # only paths that hold this; what the Hub calls it
         owner = self
 
         class Handler(Answers):
@@ -117,8 +118,9 @@ class Answers(BaseHTTPRequestHandler):
         self.note()
         hub = self.hub
         match = re.fullmatch(r'/org/name/resolve/([^/]+)/(.+)', self.path)
-        if hub.fail_with:
-            return self.reply({}, hub.fail_with)
+        if hub.fail_with and hub.fail_at in self.path:
+            headers = {'X-Error-Code': hub.error_code} if hub.error_code else {}
+            return self.reply({}, hub.fail_with, headers)
         if match is None:
             return self.reply({}, 404, {'X-Error-Code': 'RepoNotFound'})
         revision, name = unquote(match[1]), match[2]

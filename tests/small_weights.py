@@ -5,7 +5,7 @@ import torch
 from conftest import sensor
 
 from gfm_jepa import bundled
-from gfm_jepa.models import build_encoder
+from gfm_jepa.models import PRESETS, Encoder
 from gfm_jepa.models.model_card import CardFacts, model_card
 from gfm_jepa.models.publishing import write_release
 
@@ -18,8 +18,11 @@ def bundle(tmp_path, monkeypatch):
     return make_bundle(tmp_path, monkeypatch, 'conv')
 
 
-def make_bundle(tmp_path, monkeypatch, stem):
-    encoder = build_encoder('nano', ['rgb', 's2_l2a', 's1'], stem=stem)
+def make_bundle(tmp_path, monkeypatch, stem, modalities=('rgb', 's2_l2a', 's1'), **options):
+    encoder = Encoder(list(modalities), stem=stem, **PRESETS['nano'], **options)
+    for name, value in encoder.named_buffers():
+        if '.filters.' in name:
+            torch.nn.init.uniform_(value, -0.1, 0.1)
     for batch_norm in (m for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)):
         torch.nn.init.uniform_(batch_norm.running_mean, -0.2, 0.2)
         torch.nn.init.uniform_(batch_norm.weight, 0.5, 1.5)

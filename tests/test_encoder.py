@@ -2,6 +2,7 @@ import itertools
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from conftest import sensor
@@ -277,3 +278,29 @@ def test_stochastic_depth_skips_a_branch_or_scales_it():
     whole = block.attn(block.norm1(tokens[kept]))
     torch.testing.assert_close(change[kept], 4 * whole)
     torch.testing.assert_close(block.eval()(tokens[kept]), tokens[kept] + whole)
+
+
+@pytest.mark.parametrize(
+    ('batch', 'sentence'),
+    [
+        ({'optical': torch.ones(4, 32, 32)}, r'came as Tensor \(4, 32, 32\); give a tensor \(B,'),
+        ({'optical': np.ones((1, 4, 32, 32))}, 'optical came as ndarray'),
+        (
+            {'optical': torch.ones(2, 4, 32, 32), 'radar': torch.ones(1, 2, 32, 32)},
+            'holds 2 of optical, 1 of radar samples',
+        ),
+        ({'optical': torch.ones(1, 4, 32, 32), 'gsd': 0.6}, 'The batch has gsd 0.6; give metres'),
+        ({'optical': torch.ones(1, 4, 32, 32), 'gsd': {'optical': 0.0}}, 'above 0'),
+        ({'optical': torch.ones(1, 4, 32, 32), 'gsd': {'optical': -1.0}}, 'above 0'),
+    ],
+)
+def test_batches_that_are_none(batch, sentence):
+    encoder = Encoder([sensor('optical', 4), sensor('radar', 2)], 8, 32, 1, 2)
+    with pytest.raises(InputError, match=sentence):
+        encoder(batch)
+
+
+def test_no_gsd_is_the_nominal_one():
+    encoder, images = Encoder([sensor('optical', 4)], 8, 32, 1, 2), torch.ones(1, 4, 32, 32)
+    with_none = encoder({'optical': images, 'gsd': None})
+    assert torch.equal(with_none, encoder({'optical': images}))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,31 @@ def test_what_is_not_there_and_a_server_that_fails(hub, released):
     hub.fail_with = 503
     with pytest.raises(InputError, match='The Hub answered 503 for org/name'):
         from_pretrained('org/name')
+
+
+@pytest.mark.parametrize(
+    ('status', 'code', 'at', 'sentence'),
+    [
+        (403, 'GatedRepo', '', r'only to those who accept its terms \(403\)'),
+        (403, None, '', 'answered 403 for org/name; see whether your account may read it'),
+        (429, None, '', 'answered 429 for org/name; wait some minutes'),
+        # The other file of weights is not there: that is not what went wrong.
+        (503, None, 'model.safetensors', 'answered 503 for org/name; see whether it is up'),
+    ],
+)
+@pytest.mark.usefixtures('released')
+def test_each_refusal_has_its_own_advice(hub, status, code, at, sentence):
+    hub.fail_with, hub.error_code, hub.fail_at = status, code, at
+    with pytest.raises(InputError, match=sentence):
+        from_pretrained('org/name')
+
+
+@pytest.mark.usefixtures('released')
+def test_offline_by_the_environment(hub, monkeypatch):
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    with pytest.raises(InputError, match='HF_HUB_OFFLINE forbids to ask the Hub'):
+        from_pretrained('org/name')
+    assert not [r for r in hub.requests if r[0] == 'GET']
 
 
 def test_an_interrupted_download_goes_on(hub, released, monkeypatch):
@@ -256,6 +282,10 @@ def test_a_checkpoint_tells_its_run_and_nothing_of_the_optimizer(tmp_path, write
         ('C:/Users/me/x', 'a path of a machine'),
         ('source:/home/me', 'a path of a machine'),
         ('see /workspace/x', 'a path of a machine'),
+        ('/p/project/me', 'a path of a machine'),
+        (r'\\server\share', 'a path of a machine'),
+        ('//server/share/me', 'a path of a machine'),
+        ('xoxb-1234567890-abc', 'a token'),
         ('hf_abcdefghijklmnopqrstuvwx', r'a token \(hf_abc\.\.\.\)'),
         ('https://me:secret@example.org/x', 'a token'),
     ],
@@ -274,6 +304,51 @@ def test_public_addresses_are_no_secret(hub, tmp_path):
     modality = Modality('drone', ('red',), 0.1, 'DN', (1.0,), (2.0,), 'https://a.org/data/x, m/s')
     folder = save_pretrained(Encoder([modality], 8, 32, 1, 2), tmp_path / 'saved')
     assert main(['publish', str(folder), 'org/name', '--dry-run', 'out']) == 0
+
+
+def test_what_belongs_to_something_else_is_not_replaced(tmp_path, capfd):
+    folder = save_pretrained(encoder_of(), tmp_path / 'saved')
+    words = ['publish', str(folder), 'org/name', '--dry-run', 'site']
+    for name, content in (('README.md', '# A site'), ('config.json', '{"model_type": "bert"}')):
+        (tmp_path / 'site').mkdir()
+        (tmp_path / 'site' / name).write_text(content)
+        assert main(words) == 2
+        assert f'holds a {name} that belongs to something else' in capfd.readouterr().err
+        with pytest.raises(InputError, match='belongs to something else'):
+            save_pretrained(encoder_of(), tmp_path / 'site')
+        assert [p.name for p in (tmp_path / 'site').iterdir()] == [name]
+        shutil.rmtree(tmp_path / 'site')
+    (tmp_path / 'site').write_text('a file')
+    assert main(words) == 2 and 'is a file' in capfd.readouterr().err
+    (tmp_path / 'site').unlink()
+    assert main(words) == 0 and main(words) == 0  # its own it replaces
+
+
+def test_licence_and_data_go_with_the_weights(tmp_path):
+    folder = save_pretrained(encoder_of(), tmp_path / 'saved')
+    first = [
+        '--dry-run',
+        'one',
+        '--license',
+        'cc-by-sa-4.0',
+        '--data',
+        'A (MIT)',
+        'B (CC-BY-SA-4.0)',
+    ]
+    assert main(['publish', str(folder), 'org/name', *first]) == 0
+    assert main(['publish', 'one', 'me/copy', '--dry-run', 'two']) == 0
+    card = (tmp_path / 'two/README.md').read_text()
+    assert 'license: cc-by-sa-4.0' in card and '- A (MIT)\n- B (CC-BY-SA-4.0)\n' in card
+    assert main(['publish', 'one', 'me/copy', '--dry-run', 'two', '--license', 'mit']) == 0
+    assert 'license: mit' in (tmp_path / 'two/README.md').read_text()
+
+
+def test_statistics_of_many_bands_are_not_rounded(tmp_path):
+    bands = tuple(f'B{i}' for i in range(300))
+    modality = Modality('hyper', bands, 30.0, 'DN', (1234.5678,) * 300, (99.87654,) * 300)
+    folder = save_pretrained(Encoder([modality], 8, 32, 1, 2), tmp_path / 'saved')
+    assert main(['publish', str(folder), 'org/name', '--dry-run', 'out', '--half']) == 0
+    assert from_pretrained('out').embedder('hyper').mean[7].item() == pytest.approx(1234.5678)
 
 
 def test_a_tag_that_is_taken(tmp_path, monkeypatch):

@@ -60,3 +60,20 @@ def test_no_statistics_are_invented():
 def test_names_must_differ():
     with pytest.raises(InputError, match='different names'):
         resolve_all(['rgb', 'rgb'])
+
+
+@pytest.mark.parametrize(
+    ('fields', 'sentence'),
+    [
+        ({'bands': [1, 2]}, r'has bands \(1, 2\); give a list of names'),
+        ({'bands': 'RGB'}, "has bands 'RGB'; give a list of names"),
+        ({'gsd': float('inf')}, 'has gsd inf; give a number'),
+        ({'gsd': 'ten'}, "has gsd 'ten'; give a number"),
+        ({'valid_range': 5}, 'has valid_range 5; give two numbers'),
+        ({'valid_range': ['a', 'b']}, 'give two numbers'),
+        ({'mean': ['x'], 'std': [1.0]}, 'give numbers'),
+    ],
+)
+def test_fields_of_the_wrong_kind(fields, sentence):
+    with pytest.raises(InputError, match=sentence):
+        resolve({'name': 'drone', 'bands': ['red'], 'gsd': 1.0, 'unit': 'DN', **fields})

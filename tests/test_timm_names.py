@@ -5,10 +5,12 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import timm
 import torch
 from lightning.pytorch.cli import LightningCLI
+from PIL import Image
 from small_weights import bundle, chips, make_bundle  # noqa: F401
 from torch import nn
 from torchgeo.datamodules import UCMercedDataModule
@@ -17,7 +19,7 @@ from torchgeo.tasks import Classification, SemanticSegmentation
 
 import gfm_jepa
 from gfm_jepa import InputError, from_pretrained
-from gfm_jepa.modalities import RGB, S2_L2A
+from gfm_jepa.modalities import NDVI, RGB, S2_L2A
 from gfm_jepa.models.torchvision_weights import weights_of
 from gfm_jepa.torchgeo import RawUnits
 
@@ -35,6 +37,15 @@ def test_names_are_registered_in_either_order_and_nothing_is_imported_early(orde
     )
     assert "'gfm_jepa_nano'" in done.stdout and "'gfm_jepa_large'" in done.stdout
     assert 'gfm_jepa.models' not in done.stderr
+
+
+def test_names_are_registered_after_somebody_asked_whether_timm_is_there():
+    code = (
+        'import gfm_jepa, importlib.util\n'
+        'assert importlib.util.find_spec("timm") and importlib.util.find_spec("timm")\n'
+        'import timm; assert timm.is_model("gfm_jepa_nano")'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
 
 
 @pytest.mark.parametrize('stem', ['linear', 'conv'])
@@ -86,6 +97,7 @@ def test_the_modality_follows_from_the_bands_or_is_named(bundle):  # noqa: F811
     assert modality_of(pretrained=True, modality='s1').name == 's1'
     picked = {'name': 's2_l2a', 'bands': ['B04', 'B03', 'B02']}
     assert modality_of(pretrained=True, in_chans=3, modality=picked).mean[0] == 1340.9
+    assert modality_of(modality=picked).mean[0] == 1340.9
     with pytest.raises(InputError, match='4 bands say nothing to gfm-jepa-nano'):
         timm.create_model('gfm_jepa_nano', pretrained=True, in_chans=4)
     with pytest.raises(InputError, match='5 bands say nothing'):
@@ -98,11 +110,70 @@ def test_the_modality_follows_from_the_bands_or_is_named(bundle):  # noqa: F811
         timm.create_model('gfm_jepa_tiny', pretrained=True, weights=str(bundle))
 
 
-def test_missing_values_never_spread(bundle):  # noqa: F811
-    images = chips(RGB)
-    images[0, :, :8] = float('nan')
+@pytest.mark.parametrize('readout', [None, 24])
+def test_missing_values_never_spread(tmp_path, monkeypatch, readout):
+    make_bundle(tmp_path, monkeypatch, 'conv', readout=readout, random_filters=8)
+    images = chips(RGB, count=3)
+    complete = images.clone()
+    images[0], images[1, :, :8] = float('nan'), float('nan')
+    model = timm.create_model('gfm_jepa_nano', pretrained=True, num_classes=2).eval()
+    answers = model(images)
+    assert answers.isfinite().all() and torch.allclose(answers[2], model(complete)[2], atol=1e-6)
+    answers.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_frozen_encoder_learns_nothing_behind_a_readout_either(tmp_path, monkeypatch):
+    make_bundle(tmp_path, monkeypatch, 'conv', readout=24, random_filters=8)
+    task = Classification(
+        model='gfm_jepa_nano', weights=True, in_channels=3, num_classes=3, freeze_backbone=True
+    )
+    images, before = chips(RGB), {k: v.clone() for k, v in task.model.state_dict().items()}
+    task.train()
+    trained = task(images)
+    assert all(torch.equal(v, before[k]) for k, v in task.model.state_dict().items())
+    assert torch.equal(trained, task.eval()(images))
+    # torchgeo takes the last child for the output layer, when it loads other numbers of classes.
+    assert [name for name, _ in task.model.named_children()][-1] == 'head'
+    with pytest.raises(InputError, match='A readout takes all tokens'):
+        task.model.forward_features(images, attn_mask=torch.ones(1))
+
+
+def test_gradient_checkpointing_changes_no_gradient(tmp_path, monkeypatch):
+    make_bundle(tmp_path, monkeypatch, 'linear', readout=24)
+    gradients = []
+    for enabled in (False, True):
+        model = timm.create_model('gfm_jepa_nano', pretrained=True)
+        model.set_grad_checkpointing(enabled)
+        model(chips(RGB).fill_(90.0)).square().sum().backward()
+        gradients.append(model.blocks[0].mlp.fc1.weight.grad)
+    assert gradients[0].abs().sum() > 0 and torch.allclose(*gradients)
+
+
+def test_weights_that_timm_is_told_of_are_not_the_bundled_ones(bundle, tmp_path):  # noqa: F811
     model = timm.create_model('gfm_jepa_nano', pretrained=True).eval()
-    assert model(images).isfinite().all()
+    with torch.no_grad():
+        model.norm.weight.mul_(2)
+    timm.models.save_for_hf(model, tmp_path / 'mine', safe_serialization=True)
+    file = tmp_path / 'mine/model.safetensors'
+    images = chips(RGB)
+    for name, options in (
+        ('gfm_jepa_nano', {'pretrained_cfg_overlay': {'file': str(file)}}),
+        (f'local-dir:{tmp_path / "mine"}', {}),
+    ):
+        other = timm.create_model(name, pretrained=True, num_classes=0, **options).eval()
+        assert torch.equal(other(images), model(images))
+    named = timm.create_model('gfm_jepa_nano', weights=str(bundle)).eval()
+    assert torch.equal(
+        named(images), timm.create_model('gfm_jepa_nano', pretrained=True).eval()(images)
+    )
+
+
+def test_timms_own_transform_gives_raw_values_back():
+    model = timm.create_model('gfm_jepa_nano')
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    image = Image.fromarray(np.full((64, 64, 3), 90, np.uint8))
+    assert torch.allclose(transform(image), torch.tensor(90.0))
 
 
 def test_torchgeo_classification(bundle):  # noqa: F811
@@ -137,6 +208,17 @@ def test_torchgeo_takes_the_weights_enum(tmp_path, monkeypatch, stem):
     embedding = model.forward_head(model.forward_features(images), pre_logits=True)
     expected = from_pretrained('gfm-jepa-nano')({'s2_l2a': images})
     assert torch.allclose(embedding, expected, atol=1e-4)
+
+
+def test_the_enum_brings_its_gsd(tmp_path, monkeypatch):
+    """One band is taken for elevation where nothing is named, at 30 m."""
+    make_bundle(tmp_path, monkeypatch, 'conv', ('ndvi', 'dem'))
+    weights = weights_of('nano').NDVI
+    task = Classification(model='gfm_jepa_nano', weights=weights, in_channels=1, num_classes=2)
+    model, images = task.eval().model, chips(NDVI)
+    embedding = model.forward_head(model.forward_features(images), pre_logits=True)
+    expected = from_pretrained('gfm-jepa-nano')({'ndvi': images})
+    assert torch.allclose(embedding, expected, atol=1e-5)
 
 
 def test_the_enum_is_there_without_weights():

@@ -1,9 +1,12 @@
 """Weights by name and by band; whatever does not add up is refused before it costs anything."""
 
 import json
+import os
 import pickle
 import struct
 import tracemalloc
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +16,8 @@ from small_weights import OPTICAL, RADAR, bundle, chips  # noqa: F401
 
 from gfm_jepa import InputError, from_pretrained, save_pretrained, verify_golden
 from gfm_jepa.models import Encoder, TimmEncoder
-from gfm_jepa.models.weight_files import check_header
+from gfm_jepa.models.golden import write_golden
+from gfm_jepa.models.weight_files import check_header, read_safetensors
 
 NAN = float('nan')
 
@@ -123,11 +127,124 @@ def test_new_bands_and_sensors_are_told_and_the_trunk_stays(saved, capsys):
         ({'modalities': ['nothing']}, "Unknown modality 'nothing'"),
         ({'modalities': [{'name': 'optical', 'bnds': ['B9']}]}, "field 'bnds' is unknown"),
         ({'modalities': ['dem'], 'strict_bands': True}, 'those of elevation of dem would be new'),
+        ({'modalities': []}, 'modalities names none; name one or more'),
+        ({'modalities': ['optical', 'optical']}, 'modalities names optical, optical'),
+        ({'bands': ['B1']}, r"bands is \['B1'\]; give the bands of a modality by its name"),
+        ({'bands': {'optical': 'B1'}}, "bands gives optical 'B1'; give a list"),
+        ({'bands': {'optical': []}}, r'bands gives optical \[\]; give a list'),
+        ({'revision': 'v1'}, "is on this machine and has no revision 'v1'"),
+        # Trained filters hold only under the statistics and the unit that they were trained with.
+        (
+            {'modalities': [{'name': 'optical', 'unit': 'reflectance'}]},
+            'but "reflectance" is given',
+        ),
+        (
+            {'modalities': [{'name': 'optical', 'mean': [9.0] * 4, 'std': [1.0] * 4}]},
+            r'but \(9\.0, 1\.0\) is given; filters hold only under theirs',
+        ),
     ],
 )
 def test_refused_bands(folder, options, sentence):
     with pytest.raises(InputError, match=sentence):
         from_pretrained(folder, **options)
+
+
+def test_a_new_sensor_of_known_colours(tmp_path):
+    encoder = Encoder(['naip'], 8, 32, 2, 2)
+    folder = save_pretrained(encoder, tmp_path / 'saved')
+    drone = replace(sensor('drone', 3), bands=('R', 'R2', 'N'), common_names=('red', 'red', 'nir'))
+    new = from_pretrained(folder, modalities=[drone]).embedder('drone').stem.proj.weight
+    old = encoder.embedder('naip').stem.proj.weight
+    assert torch.equal(new[:, 0], old[:, 0]) and torch.equal(new[:, 2], old[:, 3])
+    assert not new[:, 1].any()  # a colour that comes twice would count twice
+    with pytest.raises(InputError, match='those of R of drone, R2 of drone, N of drone would be'):
+        from_pretrained(folder, modalities=[drone], strict_bands=True)
+
+
+def test_a_header_whose_length_looks_like_a_pickle(tmp_path):
+    """0x0280, 0x0380, ...: as little-endian numbers they are how protocols 2 to 5 begin."""
+    for length in (640, 896, 1152, 1408):
+        value = torch.ones(2)
+        for pad in range(length):
+            save_file({'w': value}, tmp_path / 'a.safetensors', metadata={'x': '-' * pad})
+            if int.from_bytes((tmp_path / 'a.safetensors').read_bytes()[:8], 'little') == length:
+                break
+        assert torch.equal(read_safetensors(tmp_path / 'a.safetensors')['w'], value)
+
+
+def test_statistics_of_config_and_tensors_that_differ(folder):
+    modality = OPTICAL.to_dict()
+    change(folder, modalities=[{**modality, 'mean': [m + 1 for m in modality['mean']]}])
+    with pytest.raises(InputError, match='do not fit its config: mean of optical differs'):
+        from_pretrained(folder)
+
+
+def test_an_overwrite_that_is_broken_off_leaves_nothing_mixed(folder, monkeypatch):
+    done = []
+
+    def killed(source, target):
+        if done:
+            raise KeyboardInterrupt
+        done.append(Path(target).name)
+        os.rename(source, target)
+
+    monkeypatch.setattr('gfm_jepa.models.weight_files.os.replace', killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_pretrained(Encoder([RADAR], 8, 32, 2, 2), folder)
+    assert done == ['model.safetensors']
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r'holds no config\.json'):
+        from_pretrained(folder)
+
+
+def test_what_is_compiled_is_written_and_what_nothing_could_read_is_not(folder, tmp_path):
+    encoder = from_pretrained(folder)
+    save_pretrained(torch.compile(encoder), tmp_path / 'compiled')
+    images = {'optical': chips(OPTICAL)}
+    assert torch.equal(from_pretrained(tmp_path / 'compiled')(images), encoder(images))
+
+    class Mine(Encoder):
+        pass
+
+    with pytest.raises(InputError, match='Mine cannot be written'):
+        save_pretrained(Mine([OPTICAL], 8, 32, 2, 2), tmp_path / 'mine')
+    assert not list((tmp_path / 'mine').iterdir())
+
+
+@pytest.mark.filterwarnings('ignore:Validating sparse tensor')
+@pytest.mark.parametrize(
+    ('changes', 'sentence'),
+    [
+        ({'encoder_prefix': None}, 'tensors are nameless'),
+        ({'state_dict': [torch.ones(1)]}, 'tensors are nameless'),
+        ({'state_dict': {'encoder.w': 'text'}}, "holds 'encoder.w', which is no plain tensor"),
+        ({'state_dict': {'encoder.w': torch.ones(2, 2).to_sparse()}}, 'is no plain tensor'),
+        # 40 TB, if anybody copied them
+        ({'state_dict': {'encoder.w': torch.zeros(1).expand(10**7, 10**6)}}, 'is no plain tensor'),
+    ],
+)
+def test_a_checkpoint_of_what_is_no_plain_tensor(tmp_path, changes, sentence):
+    content = {'encoder_config': {}, 'encoder_prefix': 'encoder.', 'state_dict': {}, **changes}
+    torch.save(content, tmp_path / 'last.ckpt')
+    with pytest.raises(InputError, match=sentence):
+        from_pretrained(tmp_path / 'last.ckpt')
+
+
+def test_a_config_of_a_timm_model_fetches_and_allocates_nothing(tmp_path):
+    folder = save_pretrained(TimmEncoder(['rgb'], 'resnet18'), tmp_path / 'saved')
+    for fields, sentence in (
+        ({'pretrained': True}, 'asks for weights of another source'),
+        ({'backbone': 5}, 'has the backbone 5'),
+        ({'backbone': 'vit_giant_patch14_clip_224'}, 'do not fit its config'),
+    ):
+        before = json.loads((folder / 'config.json').read_text())
+        change(folder, **fields)
+        tracemalloc.start()
+        with pytest.raises(InputError, match=sentence):
+            from_pretrained(folder)
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+        tracemalloc.stop()
+        (folder / 'config.json').write_text(json.dumps(before))
 
 
 def test_shards(folder):
@@ -228,16 +345,20 @@ def change(folder, **fields):
         ({'class': []}, r'names the class \[\]'),
         ({'command': 'rm'}, "has the argument 'command', but Encoder knows modalities"),
         ({'embed_dim': 64}, r'has the shape \(32,\), expected \(64,\)'),
-        ({'embed_dim': 2**18}, 'has the shape'),
-        ({'embed_dim': 2**40}, 'does not describe an encoder'),
+        ({'embed_dim': 2**16}, 'has the shape'),
+        ({'embed_dim': 2**40}, 'give a whole number from 1 to 65536'),
         ({'depth': 10**9}, 'they hold 2 blocks, but depth is 1000000000'),
-        ({'embed_dim': 'wide'}, 'does not describe an encoder'),
-        ({'num_heads': 0}, 'does not describe an encoder'),
+        ({'embed_dim': 'wide'}, "embed_dim is 'wide'; give a whole number"),
+        ({'num_heads': 0}, 'num_heads is 0; give a whole number'),
+        ({'patch_size': 8.0}, 'give a whole number'),
+        ({'patch_size': 2**1000}, 'give a whole number'),
+        ({'mlp_ratio': 'x'}, 'does not describe an encoder'),
         ({'num_heads': 5}, 'refused: embed_dim 32 should be a multiple'),
-        ({'modalities': 3}, 'does not describe an encoder'),
-        ({'modalities': ['gone']}, 'Unknown modality'),
+        ({'modalities': 3}, 'modalities 3; expected a list'),
+        ({'modalities': ['/etc/sensor.yaml']}, 'expected a list of mappings'),
         ({'stem': 'conv'}, 'is missing'),
         ({'class': 'TimmEncoder', 'backbone': 'hf-hub:a/b'}, 'has the argument'),
+        ({'class': 'TimmEncoder', 'backbone': 5}, 'has the argument'),
     ],
 )
 def test_a_config_that_is_not_one(folder, fields, sentence):
@@ -272,6 +393,19 @@ def test_tensors_that_do_not_fit(folder):
         save_file({**state, **changed}, folder / 'model.safetensors')
         with pytest.raises(InputError, match=sentence):
             from_pretrained(folder)
+
+
+def test_golden_changes_nothing_of_an_encoder_that_trains(bundle):  # noqa: F811
+    encoder = from_pretrained(bundle).train()
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    assert verify_golden(encoder, bundle) < 1e-5 and encoder.training
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+
+
+def test_golden_of_a_model_of_one_size(tmp_path):
+    encoder = TimmEncoder(['rgb'], 'resmlp_12_224').eval()
+    write_golden(encoder, tmp_path)
+    assert verify_golden(encoder, tmp_path) < 1e-5
 
 
 def test_golden_tells_other_weights(bundle):  # noqa: F811

@@ -1,7 +1,6 @@
 """From a dataset and something that embeds a batch to a matrix of frozen features."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from ..data.benchmarks import Benchmark
 from ..errors import InputError
 from ..modalities import MODALITIES
 from ..models import BaseEncoder
+from ..models.base import evaluating
 from ..models.heads import encode, require_features
 
 Embed = Callable[[dict[str, Tensor]], Tensor]
@@ -127,16 +127,3 @@ def require_modality(encoder: BaseEncoder, name: str, benchmark: Benchmark) -> N
             f'{name} has the bands {", ".join(bands)} in {key}, but {benchmark.name} '
             f'{", ".join(expected)}; choose weights with the same bands.'
         )
-
-
-@contextmanager
-def evaluating(embed: object) -> Iterator[None]:
-    """Put a module, if it is one, into evaluation mode for a while."""
-    modes = {m: m.training for m in embed.modules()} if isinstance(embed, nn.Module) else {}
-    for module in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

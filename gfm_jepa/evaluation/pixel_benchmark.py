@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..data.benchmarks import Benchmark
 from ..errors import InputError
+from ..models.base import evaluating
 from .classifiers import LinearMap, linear_probe
-from .features import Embed, Features, evaluating
+from .features import Embed, Features
 from .methods import Method
 from .pixel_features import batches, dense, difference, sample_pixels
 from .pixel_scores import BINS, Counts, change_scores, class_scores

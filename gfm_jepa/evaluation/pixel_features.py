@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ..data.benchmarks import Benchmark
 from ..errors import InputError
 from ..models import BaseEncoder, Encoder
-from ..models.base import is_dated
+from ..models.base import evaluating, is_dated
 from ..models.pyramid import STRIDES, FineMaps
-from .features import Embed, Features, evaluating, require_modality
+from .features import Embed, Features, require_modality
 
 MOST_CHIPS = 2000  # of a part, evenly spaced, that pixels are drawn from
 

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models import Encoder
-from ..models.base import Batch
+from ..models.base import Batch, evaluating
 from ..models.encoder import one_by_one
 from ..models.random_filters import SIDE
 from .baselines import RandomConvolutions
-from .features import evaluating
 
 _IMAGES = 500  # of a modality, that random filters are cut from
 

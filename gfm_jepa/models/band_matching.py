@@ -61,12 +61,26 @@ def match_bands(
         InputError: If a band is not one of the trained ones, or a new one has no statistics.
     """
     trained = encoder.modalities
-    wanted = {m.name: m for m in (_resolve(s, trained) for s in modalities or trained.values())}
+    specs = list(trained.values()) if modalities is None else list(modalities)
+    wanted = {m.name: m for m in (resolve_over(s, trained) for s in specs)}
+    if not specs or len(wanted) < len(specs):
+        names = ', '.join(s if isinstance(s, str) else resolve_over(s, trained).name for s in specs)
+        raise InputError(
+            f'modalities names {names or "none"}; name one or more, each once, or leave it out for '
+            f'all that were trained.'
+        )
+    if bands is not None and not isinstance(bands, Mapping):
+        raise InputError(
+            f'bands is {bands!r}; give the bands of a modality by its name: '
+            f'{{"{next(iter(trained))}": [...]}}.'
+        )
     for name, picked in (bands or {}).items():
         if name not in trained or name not in wanted:
             raise InputError(
                 f'bands names {name!r}, but the encoder has {", ".join(wanted)}; name one of them.'
             )
+        if isinstance(picked, str) or not len(picked):
+            raise InputError(f'bands gives {name} {picked!r}; give a list of names of its bands.')
         if unknown := [b for b in picked if b not in wanted[name].bands]:
             raise InputError(
                 f'bands asks for {unknown[0]} of {name}, which was trained on '
@@ -105,20 +119,32 @@ def format_matches(matches: Sequence[Match]) -> str:
 
 
 def refuse_new(matches: Sequence[Match]) -> None:
-    """Refuse whatever was not trained.
+    """Refuse whatever was not trained: bands, and sensors, even if their colours are known.
 
     Raises:
         InputError: Naming all new bands.
     """
-    if new := [f'{band} of {m.modality.name}' for m in matches for band in m.new]:
+    if new := [
+        f'{band} of {m.modality.name}'
+        for m in matches for band in (m.new if m.source == m.modality.name else m.modality.bands)
+    ]:  # fmt: skip
         raise InputError(
             f'strict_bands forbids filters that were not trained, and those of {", ".join(new)} '
             f'would be new; leave these bands out, or set strict_bands=False and fine-tune.'
         )
 
 
-def _resolve(spec: ModalitySpec, trained: Mapping[str, Modality]) -> Modality:
-    """What is asked for; under a trained name, the trained statistics of each known band."""
+def resolve_over(spec: ModalitySpec, trained: Mapping[str, Modality]) -> Modality:
+    """What is asked for; under a trained name, the trained statistics of each known band.
+
+    Args:
+        spec: A name, a `Modality`, or a mapping of its fields.
+        trained: Modalities by name, whose statistics hold.
+
+    Raises:
+        InputError: If there are no statistics, or a unit or statistics of a trained band are
+            given that are not those it was trained with.
+    """
     if isinstance(spec, str) and spec in trained:
         return trained[spec]
     if isinstance(spec, Mapping) and spec.get('name') in trained:
@@ -126,7 +152,14 @@ def _resolve(spec: ModalitySpec, trained: Mapping[str, Modality]) -> Modality:
     else:
         modality = resolve(spec)
     known = trained.get(modality.name)
-    return _with_statistics(modality, known) if known else modality.require_statistics()
+    if known is None:
+        return modality.require_statistics()
+    if modality.unit != known.unit:
+        raise InputError(
+            f'{known.name} was trained in the unit "{known.unit}", but "{modality.unit}" is given; '
+            f'convert the values, or give the sensor a name of its own.'
+        )
+    return _with_statistics(modality, known)
 
 
 def _with_bands(base: Modality, spec: Mapping[str, Any]) -> Modality:
@@ -142,21 +175,37 @@ def _with_bands(base: Modality, spec: Mapping[str, Any]) -> Modality:
 
 def _with_statistics(modality: Modality, trained: Modality) -> Modality:
     """Fill in statistics by band name: filters hold only under those they were trained with."""
-    tables = [modality, MODALITIES.get(modality.name, modality)]
+    usual = MODALITIES.get(modality.name)
+    for at, band in enumerate(modality.bands):
+        # Beside a new band those of the trained ones have to be given, too, and are not looked at.
+        if modality.mean and set(modality.bands) <= set(trained.bands):
+            given = (modality.mean[at], modality.std[at])
+            if given not in [_statistics(m, band) for m in (trained, usual) if m]:
+                raise InputError(
+                    f'{band} of {modality.name} was trained with mean and std '
+                    f'{_statistics(trained, band)}, but {given} is given; filters hold only under '
+                    f'theirs: leave mean and std out, or give the sensor a name of its own.'
+                )
     mean, std = [], []
     for band in modality.bands:
-        for table in [trained, *tables]:
-            if band in table.bands and table.mean:
-                at = table.bands.index(band)
-                mean.append(table.mean[at])
-                std.append(table.std[at])
-                break
+        found = (_statistics(m, band) for m in (trained, modality, usual) if m)
+        if known := next(filter(None, found), None):
+            mean.append(known[0])
+            std.append(known[1])
         else:
             raise InputError(
                 f'{modality.name} was not trained with {band}, and no statistics of it are given; '
                 f'run `gfm-jepa stats PATH --name {modality.name}` and give its mean and std.'
             )
     return replace(modality, mean=tuple(mean), std=tuple(std))
+
+
+def _statistics(modality: Modality, band: str) -> tuple[float, float] | None:
+    """Mean and standard deviation of a band, if they are known."""
+    if band not in modality.bands or not modality.mean:
+        return None
+    at = modality.bands.index(band)
+    return modality.mean[at], modality.std[at]
 
 
 def _match(modality: Modality, encoder: Encoder, stem: str) -> Match:
@@ -178,7 +227,9 @@ def _match(modality: Modality, encoder: Encoder, stem: str) -> Match:
 def _same_colours(modality: Modality, trained: Modality) -> dict[str, str]:
     """Bands of a modality with those of a trained one that have the same common name."""
     known = {colour: band for band, colour in _colours(trained).items()}
-    return {b: known[c] for b, c in _colours(modality).items() if c in known}
+    # Of several bands of one colour the first: all of them would add up to it several times.
+    own = {colour: band for band, colour in reversed(_colours(modality).items())}
+    return {b: known[c] for b, c in _colours(modality).items() if c in known and own[c] == b}
 
 
 def _colours(modality: Modality) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """What tasks, probes and the hub use of any encoder."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -45,6 +46,11 @@ class BaseEncoder(nn.Module, ABC):
     def patch_sizes(self) -> dict[str, int]:
         """What the sides of a raster must be a multiple of, pixels, by modality."""
 
+    def example_size(self, name: str) -> int:
+        """Side of a small raster of a modality that it takes, pixels."""
+        step = self.patch_sizes[name]
+        return -(-max(4 * step, 32) // step) * step
+
     @abstractmethod
     def check(self, batch: Batch) -> None:
         """Refuse a batch that it cannot embed, without computing anything.
@@ -84,6 +90,17 @@ class BaseEncoder(nn.Module, ABC):
                 f'The batch holds {", ".join(map(str, batch)) or "nothing"}, but this encoder '
                 f'embeds {", ".join(names)}; name at least one of them.'
             )
+        for name, raster in rasters.items():
+            if not isinstance(raster, Tensor) or raster.ndim not in (4, 5):
+                came = tuple(raster.shape) if hasattr(raster, 'shape') else ''
+                raise InputError(
+                    f'{name} came as {type(raster).__name__} {came}; give a tensor (B, C, H, W), '
+                    f'or (B, T, C, H, W) of several dates.'
+                )
+        if len({len(raster) for raster in rasters.values()}) > 1:
+            sizes = ', '.join(f'{len(raster)} of {name}' for name, raster in rasters.items())
+            raise InputError(f'The batch holds {sizes} samples; give each sample all, NaN where '
+                             f'nothing is.')  # fmt: skip
         return rasters
 
 
@@ -132,3 +149,16 @@ class MapModel(BaseEncoder):
 def is_dated(value: Any) -> bool:
     """Whether a batch's tensor is (B, T, C, H, W)."""
     return isinstance(value, Tensor) and value.ndim == 5
+
+
+@contextmanager
+def evaluating(embed: object) -> Iterator[None]:
+    """Put a module, if it is one, into evaluation mode for a while."""
+    modes = {m: m.training for m in embed.modules()} if isinstance(embed, nn.Module) else {}
+    for module in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -15,7 +15,7 @@ from .timm_encoder import TimmEncoder
 from .weight_files import Source, require_finite
 
 # All that a config can name; nothing is imported by name.
-_CLASSES: Mapping[str, type[BaseEncoder]] = {'Encoder': Encoder, 'TimmEncoder': TimmEncoder}
+CLASSES: Mapping[str, type[BaseEncoder]] = {'Encoder': Encoder, 'TimmEncoder': TimmEncoder}
 
 
 def build(source: Source) -> BaseEncoder:
@@ -31,20 +31,36 @@ def build(source: Source) -> BaseEncoder:
     kind, config = _checked_config(source)
     state = {k: v.float() if v.is_floating_point() else v for k, v in source.state.items()}
     require_finite(state, source.name)
-    # On the meta device nothing is allocated or drawn, whatever the config claims. timm's own
-    # models are made where they run: some compute while they are built.
-    device = torch.device('meta' if kind is Encoder else 'cpu')
-    try:
-        with device:
-            encoder = kind.from_config(config)
-    except InputError as error:
-        raise InputError(f'The config of {source.name} is refused: {error}') from error
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise InputError(f'{source.name} does not describe an encoder ({error}).') from error
-    _check_state(encoder, state, source.name)
+    # On the meta device nothing is allocated or drawn, whatever the config claims.
+    encoder = _made(kind, config, 'meta', source.name)
+    if encoder is not None:
+        _check_state(encoder, state, source.name)
+    if kind is not Encoder or encoder is None:  # timm's own models hold more than their state
+        encoder = _made(kind, config, 'cpu', source.name)
+        assert encoder is not None
+        _check_state(encoder, state, source.name)
+    _check_statistics(encoder, state, source.name)
     # `assign` puts the tensors that were read in the place of those without memory.
     encoder.load_state_dict(state, assign=True)
     return encoder.eval()
+
+
+def _made(
+    kind: type[BaseEncoder], config: Mapping[str, Any], device: str, name: str
+) -> BaseEncoder | None:
+    """An encoder of a config; None if it computes while it is built, and has no memory for that."""
+    try:
+        with torch.device(device):
+            return kind.from_config(config)
+    except InputError as error:
+        raise InputError(f'The config of {name} is refused: {error}') from error
+    except (
+        TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError, AssertionError,
+        LookupError,
+    ) as error:  # fmt: skip
+        if device == 'meta' and kind is not Encoder and isinstance(error, RuntimeError):
+            return None
+        raise InputError(f'{name} does not describe an encoder ({error}).') from error
 
 
 def _checked_config(source: Source) -> tuple[type[BaseEncoder], dict[str, Any]]:
@@ -53,12 +69,12 @@ def _checked_config(source: Source) -> tuple[type[BaseEncoder], dict[str, Any]]:
         raise InputError(f'The config of {source.name} should be a mapping of arguments.')
     config = dict(source.config)
     name = config.pop('class', 'TimmEncoder' if 'backbone' in config else 'Encoder')
-    if not isinstance(name, str) or name not in _CLASSES:
+    if not isinstance(name, str) or name not in CLASSES:
         raise InputError(
             f'The config of {source.name} names the class {name!r}; known are '
-            f'{", ".join(_CLASSES)}: update gfm_jepa, or take other weights.'
+            f'{", ".join(CLASSES)}: update gfm_jepa, or take other weights.'
         )
-    kind = _CLASSES[name]
+    kind = CLASSES[name]
     known = list(inspect.signature(kind).parameters)
     if unknown := [key for key in config if key not in known]:
         raise InputError(
@@ -67,6 +83,23 @@ def _checked_config(source: Source) -> tuple[type[BaseEncoder], dict[str, Any]]:
         )
     if 'modalities' not in config:
         raise InputError(f'The config of {source.name} names no modalities.')
+    # Nothing that somebody else wrote makes this machine read its files or ask the network.
+    listed = config['modalities']
+    if not isinstance(listed, list | tuple) or not all(isinstance(m, dict) for m in listed):
+        raise InputError(
+            f'The config of {source.name} has modalities {str(listed)[:80]}; expected a list of '
+            f'mappings of their fields.'
+        )
+    if kind is TimmEncoder and not isinstance(config.get('backbone'), str):
+        raise InputError(
+            f'The config of {source.name} has the backbone {config.get("backbone")!r}; expected '
+            f"timm's name of a model."
+        )
+    if config.pop('pretrained', False):
+        raise InputError(
+            f'The config of {source.name} asks for weights of another source; it should hold its '
+            f'own: do not use it.'
+        )
     # Building a deep trunk takes time, even without memory: the tensors say how deep it is.
     blocks = len({m[1] for k in source.state if (m := re.match(r'blocks\.(\d+)\.', k))})
     if kind is Encoder and config.get('depth') != blocks:
@@ -95,3 +128,15 @@ def _check_state(encoder: BaseEncoder, state: Mapping[str, Tensor], name: str) -
         raise InputError(
             f'The weights of {name} do not fit its config: {problem}; fetch both again.'
         )
+
+
+def _check_statistics(encoder: BaseEncoder, state: Mapping[str, Tensor], name: str) -> None:
+    """Compare the statistics that the config states with those that the tensors hold."""
+    for modality in encoder.modalities.values():
+        own = f'patch_embeds.{modality.name}.' if isinstance(encoder, Encoder) else ''
+        for key, stated in (('mean', modality.mean), ('std', modality.std)):
+            if not torch.allclose(state[own + key].flatten(), torch.tensor(stated), rtol=1e-5):
+                raise InputError(
+                    f'The weights of {name} do not fit its config: {key} of {modality.name} '
+                    f'differs; fetch both again.'
+                )

@@ -1,5 +1,6 @@
 """Fetch weights from the Hub: one commit, its cache, and the hashes that its client leaves open."""
 
+import errno
 import hashlib
 import re
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of its client
     EntryNotFoundError,
+    GatedRepoError,
     HfHubHTTPError,
-    HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -40,11 +42,17 @@ def download(repo_id: str, revision: str | None, local_files_only: bool) -> tupl
         # The other files come from the commit that the first was of, whatever is pushed meanwhile.
         try:
             paths = [_fetch(repo_id, WEIGHTS, commit, local_files_only)]
-        except EntryNotFoundError:
+        except EntryNotFoundError as error:
+            # The client calls a server that fails "not in the cache", and that "not there".
+            if isinstance(error, LocalEntryNotFoundError) and not local_files_only:
+                raise
             index = _fetch(repo_id, INDEX, commit, local_files_only)
             paths = [index, *(_fetch(repo_id, name, commit, local_files_only)
                               for name in shard_names(index))]  # fmt: skip
-    except (HTTPError, HFValidationError, EntryNotFoundError, OSError) as error:
+    except InputError:
+        raise
+    # The client wraps some of what fails in RuntimeError and ValueError.
+    except (HTTPError, EntryNotFoundError, OSError, RuntimeError, ValueError) as error:
         raise InputError(_sentence(error, repo_id, revision, local_files_only)) from error
     for path in (config, *paths):
         check_hash(path)
@@ -59,7 +67,7 @@ def download_file(repo_id: str, name: str, commit: str) -> Path:
     """
     try:
         path = _fetch(repo_id, name, commit, False)
-    except (HTTPError, EntryNotFoundError, OSError) as error:
+    except (HTTPError, EntryNotFoundError, OSError, RuntimeError, ValueError) as error:
         raise InputError(_sentence(error, repo_id, commit, False, name)) from error
     check_hash(path)
     return path
@@ -108,6 +116,11 @@ def _sentence(
     # The client says "not in the cache" of whatever the server answered: that stands below.
     below = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None
     cause = below if isinstance(below, Exception) else error
+    if isinstance(cause, GatedRepoError):
+        return (
+            f'{repo_id} is given only to those who accept its terms (403); do so on its page on '
+            f'the Hub, and log in with `hf auth login`.'
+        )
     if isinstance(cause, RepositoryNotFoundError):
         return (
             f'There is no folder or file {repo_id!r}, and the Hub knows no {repo_id} (404); check '
@@ -119,7 +132,18 @@ def _sentence(
         return f'{repo_id}{at} lacks {name} (404); it holds no encoder of ours.'
     if isinstance(cause, HfHubHTTPError):
         status = cause.response.status_code
-        return f'The Hub answered {status} for {repo_id}{at}; see whether it is up, and try again.'
+        advice = {
+            401: 'log in with `hf auth login`', 403: 'see whether your account may read it',
+            429: 'wait some minutes, and try again',
+        }.get(status, 'see whether it is up, and try again')  # fmt: skip
+        return f'The Hub answered {status} for {repo_id}{at}; {advice}.'
+    if isinstance(cause, OfflineModeIsEnabled):
+        return (
+            f'There is no folder or file {repo_id!r}, the cache does not hold it{at}, and '
+            f'HF_HUB_OFFLINE forbids to ask the Hub; unset it, or fetch the weights beforehand.'
+        )
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+        return f'{repo_id}{at} could not be written ({cause}); set HF_HOME to a folder with room.'
     reason = str(cause).splitlines()[0][:120] if str(cause) else ''
     return (
         f'There is no folder or file {repo_id!r}, and the Hub gave no such weights '

@@ -14,6 +14,7 @@ from .base import BaseEncoder, Batch
 from .block import Block
 from .patch_embed import PatchEmbed, order_encoding
 
+_MOST = 65_536  # of any width, depth or side of a patch; what is above it is a mistake
 NUM_DEPTHS = 3  # blocks whose tokens `forward_depths` pools by default
 
 
@@ -127,11 +128,16 @@ class Encoder(BaseEncoder):
     ) -> None:
         super().__init__()
         resolved = resolve_all(modalities)
+        sizes = _by_modality(patch_size, resolved, 'patch_size')
+        counts = {'embed_dim': embed_dim, 'depth': depth, 'num_heads': num_heads,
+                  **{f'patch_size of {name}': size for name, size in sizes.items()}}  # fmt: skip
+        for key, count in counts.items():
+            if not isinstance(count, int) or not 0 < count <= _MOST:
+                raise InputError(f'{key} is {count!r}; give a whole number from 1 to {_MOST}.')
         if embed_dim % 4 or embed_dim % num_heads:
             raise InputError(
                 f'embed_dim {embed_dim} should be a multiple of 4 and of num_heads {num_heads}.'
             )
-        sizes = _by_modality(patch_size, resolved, 'patch_size')
         stems = _by_modality(stem, resolved, 'stem')
         self.config: dict[str, Any] = {
             'modalities': [m.to_dict() for m in resolved],
@@ -467,10 +473,17 @@ def pool_depths(levels: Sequence[Tensor], valid: Tensor) -> Tensor:
 
 def _gsd(batch: Batch, name: str) -> float | None:
     """Metres per pixel that the batch states for a modality, if it does."""
-    stated = batch.get('gsd', {}).get(name)
+    given = batch.get('gsd')
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(
+            f'The batch has gsd {given!r}; give metres per pixel by modality: {{"{name}": 10.0}}.'
+        )
+    stated = given.get(name) if given else None
     if stated is None:
         return None
     values = torch.as_tensor(stated).flatten()
+    if not bool((values > 0).all()):
+        raise InputError(f'{name} came with gsd {values.tolist()}; give metres per pixel above 0.')
     if not bool((values == values[0]).all()):
         raise InputError(
             f'{name} came with several gsd in one batch, from {float(values.min()):g} to '

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..bundled import bundled_folder
 from ..errors import InputError
 from ..modalities import Modality
-from .base import BaseEncoder
+from .base import BaseEncoder, evaluating
 from .weight_files import GOLDEN, read_safetensors
 
 
@@ -18,8 +18,7 @@ def write_golden(encoder: BaseEncoder, folder: Path) -> None:
     """Write golden.safetensors: ``input.<modality>`` and ``embedding.<modality>``."""
     tensors = {}
     for name, modality in encoder.modalities.items():
-        step = encoder.patch_sizes[name]
-        chips = golden_input(modality, -(-max(4 * step, 32) // step) * step)
+        chips = golden_input(modality, encoder.example_size(name))
         tensors[f'input.{name}'] = chips
         tensors[f'embedding.{name}'] = _embed(encoder, name, chips)
     save_file(tensors, folder / GOLDEN, metadata={'format': 'pt'})
@@ -81,5 +80,6 @@ def verify_golden(
 @torch.no_grad()
 def _embed(encoder: BaseEncoder, name: str, chips: Tensor) -> Tensor:
     device = next(encoder.parameters()).device
-    embedding: Tensor = encoder({name: chips.to(device)})
+    with evaluating(encoder):  # or batch norms would learn the noise
+        embedding: Tensor = encoder({name: chips.to(device)})
     return embedding.cpu().contiguous()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..views import are_square, turned
-from .base import BaseEncoder, Batch
+from .base import BaseEncoder, Batch, evaluating
 from .building import build
 from .hub import load_checkpoint
 from .weight_files import Source, part_of
@@ -141,14 +141,10 @@ def feature_width(encoder: BaseEncoder, features: str) -> int:
     if features == 'embedding':
         return encoder.num_features
     name, modality = next(iter(encoder.modalities.items()))
-    step = encoder.patch_sizes[name]
-    side = -(-64 // step) * step
+    side = encoder.example_size(name)
     mean = torch.tensor(modality.mean).view(1, -1, 1, 1).expand(1, -1, side, side)
-    training = encoder.training
-    with torch.no_grad():
-        width = encoder.eval().forward_depths({name: mean}).shape[1]
-    encoder.train(training)
-    return width
+    with torch.no_grad(), evaluating(encoder):
+        return encoder.forward_depths({name: mean}).shape[1]
 
 
 def head_state(encoder: BaseEncoder, head: ClassificationHead, facts: HeadFacts) -> dict[str, Any]:

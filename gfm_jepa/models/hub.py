@@ -19,9 +19,17 @@ from ..bundled import bundled_folder, bundled_sentence
 from ..errors import InputError
 from .band_matching import ModalitySpec, format_matches, match_bands, refuse_new
 from .base import BaseEncoder
-from .building import build
+from .building import CLASSES, build
 from .encoder import Encoder
-from .weight_files import CONFIG, WEIGHTS, Source, part_of, read_folder, replace_folder
+from .weight_files import (
+    CONFIG,
+    WEIGHTS,
+    Source,
+    part_of,
+    read_folder,
+    refuse_foreign,
+    replace_folder,
+)
 
 
 def from_pretrained(
@@ -37,7 +45,7 @@ def from_pretrained(
     Args:
         source: A bundled name such as ``gfm-jepa-nano``, a folder written by `save_pretrained`, a
             checkpoint of `gfm-jepa fit`, or a Hub id such as ``org/name``.
-        revision: Branch, tag or commit on the Hub.
+        revision: Branch, tag or commit on the Hub; of nothing else.
         bands: Per trained modality the bands that the input has, in its order. Filters and
             statistics follow the bands' names.
         modalities: Which modalities the encoder should have: names, `Modality` objects, mappings
@@ -74,7 +82,13 @@ def _find(
 ) -> tuple[Source, str | None]:
     """Read the weights where they are; the commit, if they are from the Hub."""
     path = Path(source)
-    if bundled := bundled_folder(str(source)):
+    bundled = bundled_folder(str(source))
+    if revision is not None and (bundled or path.exists()):
+        raise InputError(
+            f'{source} is {"bundled" if bundled else "on this machine"} and has no revision '
+            f'{revision!r}; leave it out, or name a Hub id.'
+        )
+    if bundled:
         return read_folder(bundled), None
     if path.is_dir():
         return read_folder(path), None
@@ -101,8 +115,12 @@ def save_pretrained(encoder: BaseEncoder, folder: str | os.PathLike[str]) -> Pat
 
     Returns:
         The folder.
+
+    Raises:
+        InputError: If it is no encoder of ours, or the folder holds files of something else.
     """
     folder = Path(folder)
+    refuse_foreign(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         write_encoder(encoder, Path(temporary))
@@ -118,6 +136,12 @@ def write_encoder(encoder: BaseEncoder, folder: Path, half: bool = False) -> Non
         folder: Where to.
         half: Store matrices as float16, which halves the file. Loading gives float32 again.
     """
+    encoder = getattr(encoder, '_orig_mod', encoder)  # what torch.compile wraps
+    if type(encoder) not in CLASSES.values():
+        raise InputError(
+            f'{type(encoder).__name__} cannot be written, since nothing could read it: expected '
+            f'{" or ".join(CLASSES)}.'
+        )
     state = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
     if half:
         state = {k: v.half() if is_matrix(v) else v for k, v in state.items()}
@@ -128,7 +152,8 @@ def write_encoder(encoder: BaseEncoder, folder: Path, half: bool = False) -> Non
 
 def is_matrix(value: Tensor) -> bool:
     """Whether a tensor is one of the large ones; statistics, biases and norms are small."""
-    return value.ndim > 1 and value.is_floating_point() and value.numel() > 256
+    values = value.ndim > 1 and value.is_floating_point() and value.numel() > 256
+    return values and value.shape[1:] != (1, 1)  # those are statistics of many bands
 
 
 def _say(text: str) -> None:
@@ -146,7 +171,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, struct.error) as e:
+    except (
+        pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, struct.error,
+        LookupError, AttributeError, TypeError,
+    ) as e:  # fmt: skip
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise InputError(
             f'{path} is not a checkpoint of `gfm-jepa fit` ({reason[:120]}); name its .ckpt file.'
@@ -156,8 +184,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(
             f'{path} is a checkpoint, but not one of `gfm-jepa fit`: it holds no {lacking[0]}.'
         )
+    prefix, state = checkpoint['encoder_prefix'], checkpoint['state_dict']
+    if not isinstance(prefix, str) or not isinstance(state, dict):
+        raise InputError(f'{path} is not a checkpoint of `gfm-jepa fit`: its tensors are nameless.')
+    for name, value in state.items():
+        # A tensor may claim more values than the file holds, which a copy would make real.
+        if not (isinstance(name, str) and isinstance(value, Tensor) and _is_stored(value)):
+            raise InputError(f'{path} holds {str(name)[:80]!r}, which is no plain tensor.')
     found: dict[str, Any] = checkpoint
     return found
+
+
+def _is_stored(value: Tensor) -> bool:
+    """Whether a tensor is dense, and each of its values lies in memory once."""
+    if value.layout != torch.strided:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _read_checkpoint(path: Path) -> Source:

@@ -1,7 +1,8 @@
 """The model card: what the weights are, in words and in the metadata that the Hub indexes."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ class CardFacts:
     """What only the publisher knows.
 
     Args:
-        licence: SPDX name of the weights' licence, in the Hub's spelling.
+        licence: SPDX name of the weights' licence, in the Hub's spelling; that of the card of what
+            is published, or ``apache-2.0``, where nothing is said.
         data: What it was trained on, with the licence of each.
         datasets: The same as ids of the Hub, for its index.
         compute: Hardware and time.
@@ -37,7 +39,7 @@ class CardFacts:
         rows: Of `gfm-jepa probe --output`.
     """
 
-    licence: str = 'apache-2.0'
+    licence: str = ''
     data: Sequence[str] = ()
     datasets: Sequence[str] = ()
     compute: str = ''
@@ -55,7 +57,7 @@ def model_card(encoder: BaseEncoder, repo_id: str, facts: CardFacts, run: Mappin
         run: Method, steps and settings of the run; empty if they are not known.
     """
     metadata: dict[str, Any] = {
-        'license': facts.licence,
+        'license': facts.licence or 'apache-2.0',
         'library_name': 'gfm_jepa',
         'pipeline_tag': 'image-feature-extraction',
         'tags': ['remote-sensing', 'earth-observation', 'self-supervised-learning', 'jepa',
@@ -88,6 +90,19 @@ def card_metadata(folder: Path) -> dict[str, Any]:
     parts = path.read_text().split('---\n', 2) if path.is_file() else []
     content = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
     return content if isinstance(content, dict) else {}
+
+
+def inherited_facts(facts: CardFacts, folder: Path) -> CardFacts:
+    """Fill in licence and data that are not stated from the card of what is published, if any."""
+    path = folder / CARD
+    if not path.is_file():
+        return facts
+    data = re.search(r'^## Data\n\n((?:- .*\n)+)', path.read_text(), re.MULTILINE)
+    return replace(
+        facts,
+        licence=facts.licence or str(card_metadata(folder).get('license', '')),
+        data=facts.data or (data[1].removeprefix('- ').strip().split('\n- ') if data else ()),
+    )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

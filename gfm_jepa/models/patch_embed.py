@@ -316,7 +316,7 @@ class PatchEmbed(nn.Module):
         normalised = torch.addcmul(-self.mean / self.std, x.float(), 1 / self.std)
         return normalised if complete else normalised.nan_to_num_(0.0, 0.0, 0.0)
 
-    def place(self, grid: tuple[int, int], gsd: float | None = None) -> Tensor:
+    def place(self, grid: tuple[int, int], gsd: float | Tensor | None = None) -> Tensor:
         """What is added to the tokens (N, D): their position on the ground, and their sensor."""
         width = self.modality_vector.shape[0]
         return sincos_positions(self.positions(grid, gsd), width) + self.modality_vector
@@ -343,9 +343,9 @@ class PatchEmbed(nn.Module):
         there = x.isfinite().float().mean(dim=1, keepdim=True)
         return nn.functional.avg_pool2d(there, self.patch_size).flatten(1) >= self.min_valid
 
-    def positions(self, grid: tuple[int, int], gsd: float | None = None) -> Tensor:
+    def positions(self, grid: tuple[int, int], gsd: float | Tensor | None = None) -> Tensor:
         """Centres (N, 2) of the patches, metres south and east of the chip's corner."""
-        step = self.patch_size * (gsd or self.modality.gsd)
+        step = self.patch_size * (self.modality.gsd if gsd is None else gsd)
         row, col = ((torch.arange(n, device=self.mean.device) + 0.5) * step for n in grid)
         return torch.cartesian_prod(row, col)
 

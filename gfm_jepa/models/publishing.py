@@ -12,24 +12,25 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
+from ..bundled import bundled_folder
 from ..errors import InputError
 from .base import BaseEncoder
 from .golden import verify_golden, write_golden
 from .hub import from_pretrained, is_matrix, load_checkpoint, write_encoder
-from .model_card import CardFacts, model_card
-from .weight_files import CARD, read_json, replace_folder
+from .model_card import CardFacts, inherited_facts, model_card
+from .weight_files import CARD, read_json, refuse_foreign, replace_folder
 
 # What must not leave the machine: keys of the usual services, and absolute paths.
 _PRIVATE = {
     'a token': re.compile(
         r'hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}'
-        r'|AKIA[0-9A-Z]{16}|sk-[A-Za-z0-9_-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY'
+        r'|A[KS]IA[0-9A-Z]{16}|sk-[A-Za-z0-9_-]{20,}|api_org_\w{20,}|npm_\w{20,}|AIza[\w-]{30,}'
+        r'|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY'
         r'|://[^\s/@"]+:[^\s/@"]+@'
     ),
     'a path of a machine': re.compile(
-        r'(?<![\w/.~])/(?:home|root|[Uu]sers|tmp|work|workspaces?|mnt|data|scratch|var|opt|media|srv'
-        r'|gpfs|lustre|nfs|projects?|storage|cluster|content|kaggle|dbfs|Volumes)'
-        r'/[^\s"|]*|\b[A-Za-z]:[\\/]+\w[^\s"|]*|~/[\w.]|file://'
+        r'(?<![\w/.~])/\w[\w.-]*/[\w.][^\s"|]*|(?<![\w/.~:])//\w[\w.-]*/\w[^\s"|]*'
+        r'|\\\\\w[^\s"|]*|\b[A-Za-z]:[\\/]+\w[^\s"|]*|~/[\w.]|file://'
     ),
 }  # fmt: skip
 
@@ -64,9 +65,11 @@ def publish(
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo_id):
         raise InputError(f'{repo_id!r} should be a name on the Hub, such as org/name.')
     encoder = from_pretrained(source)
+    facts = inherited_facts(facts, bundled_folder(str(source)) or Path(source))
     run = describe_run(Path(source)) if Path(source).is_file() else {}
     parent = None
     if dry_run is not None:
+        refuse_foreign(dry_run)
         parent = dry_run.resolve().parent
         parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent) as temporary:

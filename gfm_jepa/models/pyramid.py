@@ -54,6 +54,8 @@ class Pyramid(nn.Module):
         if output_stride not in (8, 16, 32):
             raise InputError(f'output_stride is {output_stride}; take 8, 16 or 32 pixels.')
         self.vit, self.out_indices = vit, tuple(out_indices)
+        if vit.readout is not None:  # maps are made before it: ranks should not wait for it
+            vit.readout.requires_grad_(False)
         self.strides = [min(s, output_stride) for s in STRIDES]
         self.feature_info = FeatureInfo(
             [{'num_chs': map_width(self.embed, s), 'reduction': s, 'module': f'stride{s}'}

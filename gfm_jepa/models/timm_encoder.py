@@ -90,6 +90,11 @@ class TimmEncoder(BaseEncoder):
         step = self._reduction() if _patch_size(self.backbone) else 1
         return {self.modality.name: step}
 
+    def example_size(self, name: str) -> int:
+        """Side of a small raster that it takes, pixels: the only one, if there is one alone."""
+        fixed = _fixed_size(self.backbone)
+        return fixed[0] if fixed else super().example_size(name)
+
     def check(self, batch: Batch) -> None:
         """Refuse a batch of other bands, or of a size that the model cannot take.
 

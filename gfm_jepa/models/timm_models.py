@@ -9,11 +9,12 @@ import torch
 from timm.models import build_model_with_cfg
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..bundled import bundled_folder
 from ..errors import InputError
 from ..modalities import MODALITIES, Modality, resolve
-from .band_matching import ModalitySpec
+from .band_matching import ModalitySpec, resolve_over
 from .encoder import NUM_DEPTHS, Encoder, pool_depths
 from .hub import from_pretrained
 from .patch_embed import PatchEmbed
@@ -38,9 +39,13 @@ class RawPatchEmbed(nn.Module):
         img_size: Nominal height and width, pixels. Any other that the patch divides works as well.
     """
 
+    gsd: Tensor
+
     def __init__(self, embed: PatchEmbed, img_size: int | tuple[int, int]) -> None:
         super().__init__()
         self.embed = embed
+        # A tensor, so that weights of another modality of as many bands bring theirs.
+        self.register_buffer('gsd', torch.tensor(float(embed.modality.gsd)))
         self.patch_size = (embed.patch_size, embed.patch_size)
         self.set_input_size(img_size)
 
@@ -72,10 +77,18 @@ class RawPatchEmbed(nn.Module):
         """Height and width in tokens of an image of so many pixels."""
         return img_size[0] // self.patch_size[0], img_size[1] // self.patch_size[1]
 
+    def keep_if_frozen(self) -> None:
+        """Keep the statistics of batch norms where nothing is trained, whatever mode is set."""
+        if self.training and not any(p.requires_grad for p in self.parameters()):
+            self.eval()
+
+    def place(self, grid: tuple[int, int]) -> Tensor:
+        """What is added to the tokens (N, D) of a grid: place on the ground, and sensor."""
+        return self.embed.place(grid, self.gsd)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map raw (B, C, H, W) to (B, H / p, W / p, D)."""
-        if self.training and not any(p.requires_grad for p in self.parameters()):
-            self.eval()  # frozen: batch norms keep their statistics
+        self.keep_if_frozen()
         tokens: Tensor = self.embed.project(x)[0]
         return tokens.reshape(len(x), *self.embed.grid(tuple(x.shape)), -1)
 
@@ -112,6 +125,8 @@ class RawVisionTransformer(VisionTransformer):  # type: ignore[misc]  # timm car
             self.readout = nn.Linear(width, readout)
             self.num_features = self.head_hidden_size = readout
             self.reset_classifier(self.num_classes)
+            # The head stays the last child: torchgeo takes that for the output layer.
+            self.head = self._modules.pop('head')
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give it a new head; timm's own does not know of a readout."""
@@ -124,15 +139,25 @@ class RawVisionTransformer(VisionTransformer):  # type: ignore[misc]  # timm car
 
         Either way `forward_head` makes the encoder's embedding of it. Tokens of an encoder with a
         readout come from `forward_intermediates`. Options are timm's own.
+
+        Raises:
+            InputError: If a readout, which takes all tokens, is asked to leave some out.
         """
         if self.readout is None:
             outputs: Tensor = super().forward_features(x, **options)
             return outputs
-        embed = self.patch_embed.embed
-        tokens, _, statistics = embed.describe(x)
-        tokens, levels = self.pos_drop(tokens + embed.place(embed.grid(tuple(x.shape)))), []
+        if options.get('attn_mask') is not None:
+            raise InputError('A readout takes all tokens; leave attn_mask out.')
+        first, grid = self.patch_embed, self.patch_embed.embed.grid(tuple(x.shape))
+        first.keep_if_frozen()
+        there = first.embed.valid_patches(x).any(dim=1)
+        if not bool(there.all()):  # of what is nowhere there are no statistics: it is the mean
+            x = x.where(there[:, None, None, None], first.embed.mean)
+        tokens, _, statistics = first.embed.describe(x)
+        tokens, levels = self.pos_drop(tokens + first.place(grid)), []
+        saves = self.grad_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = checkpoint(block, tokens, use_reentrant=False) if saves else block(tokens)
             levels.append(tokens)
         levels = [*levels[-NUM_DEPTHS:-1], self.norm(tokens)]
         everywhere = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
@@ -142,7 +167,7 @@ class RawVisionTransformer(VisionTransformer):  # type: ignore[misc]  # timm car
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """Add the places on the ground, which are a formula and fit any grid, and the sensor."""
-        place = self.patch_embed.embed.place((x.shape[1], x.shape[2]))
+        place = self.patch_embed.place((x.shape[1], x.shape[2]))
         placed: Tensor = self.pos_drop(x.flatten(1, 2) + place)
         return placed
 
@@ -150,11 +175,12 @@ class RawVisionTransformer(VisionTransformer):  # type: ignore[misc]  # timm car
 def timm_state(encoder: Encoder, modality: str) -> dict[str, Tensor]:
     """The encoder's tensors for one modality, under their names in a `RawVisionTransformer`."""
     own = f'patch_embeds.{modality}.'
-    return {
+    state = {
         key.replace(own, 'patch_embed.embed.'): value
         for key, value in encoder.state_dict().items()
         if key.startswith(own) or not key.startswith('patch_embeds.')
     }
+    return {**state, 'patch_embed.gsd': torch.tensor(float(encoder.modalities[modality].gsd))}
 
 
 def to_timm(
@@ -202,10 +228,11 @@ def create(
 
     Args:
         preset: A name of `PRESETS`.
-        pretrained: Load weights: the bundled ones of this size, if `weights` names no others.
+        pretrained: Load weights: the bundled ones of this size, if `weights` or timm's own
+            ``pretrained_cfg`` (as of ``hf-hub:`` and ``local-dir:``) names no others.
         modality: What the images are, as in `from_pretrained`; by `in_chans` if None, see
             `BY_CHANNELS`.
-        weights: A source as in `from_pretrained`.
+        weights: A source as in `from_pretrained`, which is then loaded.
         in_chans: Bands of the images.
         options: Whatever timm gives: num_classes, img_size, features_only, drop_path_rate, ...
 
@@ -216,7 +243,8 @@ def create(
         InputError: If there are no such weights, or they know no such modality.
     """
     config, state = _template(preset), None
-    if pretrained:
+    theirs = pretrained and not weights and _names_a_file(options)
+    if weights or (pretrained and not theirs):
         source = weights or f'gfm-jepa-{preset}'
         config, state, chosen = _trained(source, preset, modality, in_chans)
     else:
@@ -230,10 +258,17 @@ def create(
     patch = sizes.get(chosen.name, 8) if isinstance(sizes, dict) else sizes
     make = partial(_make, chosen, patch, config, state)
     model: nn.Module = build_model_with_cfg(
-        make, f'gfm_jepa_{preset}', pretrained=False, in_chans=len(chosen.bands),
+        make, f'gfm_jepa_{preset}', pretrained=theirs, in_chans=len(chosen.bands),
         feature_cfg={'out_indices': 3, 'feature_cls': 'getter'}, **options,
     )  # fmt: skip
     return model
+
+
+def _names_a_file(options: Mapping[str, Any]) -> bool:
+    """Whether timm was told where weights in its own layout are, and has to read them."""
+    given, over = (options.get(k) for k in ('pretrained_cfg', 'pretrained_cfg_overlay'))
+    sources = {'file', 'url', 'hf_hub_id', 'state_dict'}
+    return bool(given and not isinstance(given, str)) or bool(sources & set(over or ()))
 
 
 def _make(
@@ -328,10 +363,7 @@ def _choose(
     if spec is None:
         count = in_chans or 3
         if count not in BY_CHANNELS:
-            return _by_name(_by_channels(count, known or MODALITIES, 'this model'), known)
+            spec = _by_channels(count, known or MODALITIES, 'this model')
+            return resolve_over(spec, {**MODALITIES, **known})
         spec = BY_CHANNELS[count]
-    return _by_name(spec, known) if isinstance(spec, str) else resolve(spec)
-
-
-def _by_name(name: str, known: Mapping[str, Modality]) -> Modality:
-    return known[name] if name in known else resolve(name)
+    return resolve_over(spec, {**MODALITIES, **known})

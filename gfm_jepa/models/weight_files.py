@@ -21,7 +21,7 @@ from ..errors import InputError
 CONFIG, WEIGHTS, INDEX = 'config.json', 'model.safetensors', 'model.safetensors.index.json'
 CARD, GOLDEN = 'README.md', 'golden.safetensors'
 _LARGEST_JSON = 10_000_000  # bytes; ours have some thousand
-_PICKLES = (b'PK\x03\x04', b'\x80\x02', b'\x80\x03', b'\x80\x04', b'\x80\x05')
+_ZIP, _PICKLE = b'PK\x03\x04', b'\x80'  # how what torch.save and pickle write begins
 # Types of safetensors that an encoder's state can have, and bytes of one value.
 _WIDTHS = {'F64': 8, 'F32': 4, 'F16': 2, 'BF16': 2, 'I64': 8, 'I32': 4, 'U8': 1, 'BOOL': 1}
 
@@ -125,13 +125,15 @@ def check_header(path: Path) -> None:
     """
     size = path.stat().st_size
     with path.open('rb') as file:
-        start = file.read(8)
-        if start.startswith(_PICKLES):
+        start = file.read(9)
+        # A header's length may begin with the same bytes; what follows it is a brace, or a space.
+        if start.startswith((_ZIP, _PICKLE)) and start[8:] != b'{':
             raise InputError(
                 f'{path} is a pickle under another name, and nothing of it was run; ask for '
                 f'safetensors.'
             )
-        length = int.from_bytes(start, 'little')
+        length = int.from_bytes(start[:8], 'little')
+        file.seek(8)
         if len(start) < 8 or length > size - 8:
             raise InputError(
                 f'{path} has {size} bytes, but claims a header of {length}; it is cut off or no '
@@ -183,10 +185,38 @@ def require_finite(tensors: Mapping[str, Tensor], source: str) -> None:
 
 
 def replace_folder(temporary: Path, folder: Path) -> None:
-    """Move the files of a finished folder into place, config.json last: without it none is read."""
+    """Move the files of a finished folder into place, config.json last: without it none is read.
+
+    Raises:
+        InputError: If there are files of those names that something else wrote.
+    """
+    refuse_foreign(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    # Nor one that speaks of other weights than those that lie beside it.
+    (folder / CONFIG).unlink(missing_ok=True)
     for path in sorted(temporary.iterdir(), key=lambda p: p.name == CONFIG):
         os.replace(path, folder / path.name)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder whose config.json or model card is not one of ours.
+
+    Raises:
+        InputError: If it would be replaced.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f'{folder} is a file; name a folder to write the encoder into.')
+    config, card = folder / CONFIG, folder / CARD
+    if config.is_file():
+        content = read_json(config)
+        ours = isinstance(content, dict) and 'modalities' in content
+    else:
+        ours = not card.exists()
+    if not ours:
+        raise InputError(
+            f'{folder} holds a {CONFIG if config.is_file() else CARD} that belongs to something '
+            f'else, and was left as it is; name another folder.'
+        )
 
 
 def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -15,7 +15,8 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument('weights', help='checkpoint, folder or bundled name')
     parser.add_argument('repo', help='name on the Hub, such as org/name')
     parser.add_argument('--dry-run', type=Path, help='folder to write; nothing is uploaded')
-    parser.add_argument('--license', default='apache-2.0', help="of the weights, the Hub's name")
+    parser.add_argument('--license', default='', help="of the weights, the Hub's name; that of the "
+                        'card of what is published, else apache-2.0')  # fmt: skip
     parser.add_argument('--data', nargs='+', default=(), help='what it saw: "NAME (LICENCE)"')
     parser.add_argument('--datasets', nargs='+', default=(), help='the same, as ids of the Hub')
     parser.add_argument('--compute', default='', help='hardware and time')
