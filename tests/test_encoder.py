@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import sensor
+from small_weights import chips
 from timm.models.vision_transformer import VisionTransformer
 
 from gfm_jepa import InputError, from_pretrained, save_pretrained
@@ -304,3 +305,15 @@ def test_no_gsd_is_the_nominal_one():
     encoder, images = Encoder([sensor('optical', 4)], 8, 32, 1, 2), torch.ones(1, 4, 32, 32)
     with_none = encoder({'optical': images, 'gsd': None})
     assert torch.equal(with_none, encoder({'optical': images}))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_an_encoder_in_16_bits(dtype):
+    modalities = [sensor('optical', 4), sensor('radar', 2)]
+    encoder = Encoder(modalities, 8, 32, 2, 2, stem='conv', readout=16, random_filters=4).eval()
+    batch = {'optical': chips(modalities[0]), 'radar': chips(modalities[1])}
+    batch['optical'][0, :, :8] = float('nan')
+    expected = encoder(batch).detach()
+    found = encoder.to(dtype)(batch)
+    assert found.dtype == dtype
+    assert torch.allclose(found.float(), expected, atol=0.1 * float(expected.std()))

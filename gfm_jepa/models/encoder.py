@@ -289,7 +289,7 @@ class Encoder(BaseEncoder):
             valid.append(by_date(x, there))
         joined = torch.cat(tokens, dim=1)
         if bool(layout.date_ids.any()):
-            joined = joined + order_encoding(layout.date_ids, self.embed_dim)
+            joined = joined + order_encoding(layout.date_ids, self.embed_dim).to(joined)
         return joined, torch.cat(valid, dim=1), layout
 
     def forward_tokens(

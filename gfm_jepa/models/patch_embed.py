@@ -277,7 +277,7 @@ class PatchEmbed(nn.Module):
         else:
             tokens = self.stem(normalised)
         if self.filters is not None:
-            pooled.append(self.filters(normalised, there))
+            pooled.append(self.filters(normalised, there.to(normalised)))
         found = torch.cat(pooled, dim=1) if pooled else x.new_empty(len(x), 0)
         return tokens, self._valid_patches(x, complete), found
 
@@ -306,20 +306,23 @@ class PatchEmbed(nn.Module):
         return all_finite(x)
 
     def normalise(self, x: Tensor, complete: bool = False) -> Tensor:
-        """Standard deviations from the mean (B, C, H, W), NaN as the mean.
+        """Standard deviations from the mean (B, C, H, W), NaN as the mean, in the weights' type.
 
         Args:
             x: (B, C, H, W), raw.
             complete: Whether it is known that no value is missing.
         """
         # One pass over the pixels, not two: (x - mean) / std.
-        normalised = torch.addcmul(-self.mean / self.std, x.float(), 1 / self.std)
-        return normalised if complete else normalised.nan_to_num_(0.0, 0.0, 0.0)
+        mean, std = self.mean.float(), self.std.float()  # raw values may not fit into 16 bits
+        normalised = torch.addcmul(-mean / std, x.float(), 1 / std)
+        normalised = normalised if complete else normalised.nan_to_num_(0.0, 0.0, 0.0)
+        return normalised.to(self.modality_vector.dtype)
 
     def place(self, grid: tuple[int, int], gsd: float | Tensor | None = None) -> Tensor:
         """What is added to the tokens (N, D): their position on the ground, and their sensor."""
         width = self.modality_vector.shape[0]
-        return sincos_positions(self.positions(grid, gsd), width) + self.modality_vector
+        places = sincos_positions(self.positions(grid, gsd), width)
+        return places.to(self.modality_vector.dtype) + self.modality_vector
 
     @torch.no_grad()
     def signal(self, x: Tensor, kind: str) -> Tensor:
