@@ -296,7 +296,7 @@ def resolve(spec: 'Modality | str | Mapping[str, Any]') -> Modality:
     Args:
         spec: A Modality; a known name (``s2_l2a``); the path of a YAML file that describes one; or
             a mapping of `Modality` fields, which, under a known name, replaces only those given
-            (``{name: naip, gsd: 5}``).
+            (``{name: naip, gsd: 5}``); some of its bands keep their statistics.
 
     Raises:
         InputError: If the name or a field is unknown, or fields are missing.
@@ -325,14 +325,30 @@ def resolve(spec: 'Modality | str | Mapping[str, Any]') -> Modality:
         raise InputError(f'A modality needs a name; got the fields {", ".join(spec)}.')
     base = MODALITIES.get(spec['name'])
     if base is not None:
-        if 'bands' in spec:  # other bands have other names
-            base = replace(base, common_names=(), dark_band=None)
+        if set(spec.get('bands', ())) <= set(base.bands):
+            base = pick_bands(base, spec.get('bands', base.bands))
+        else:  # other bands have other names and statistics
+            base = replace(base, bands=('?',), mean=(), std=(), common_names=(), dark_band=None)
         return replace(base, **spec)
     if missing := {'bands', 'gsd', 'unit'} - set(spec):
         raise InputError(
             f'Modality {spec["name"]!r} is not a known one and lacks {", ".join(sorted(missing))}.'
         )
     return Modality(**spec)
+
+
+def pick_bands(modality: Modality, bands: Sequence[str]) -> Modality:
+    """The modality with only these of its bands, in this order, statistics included."""
+    at = [modality.bands.index(b) for b in bands]
+
+    def take(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(values[i] for i in at) if values else ()
+
+    return replace(
+        modality, bands=tuple(bands), mean=take(modality.mean), std=take(modality.std),
+        common_names=take(modality.common_names),
+        dark_band=modality.dark_band if modality.dark_band in bands else None,
+    )  # fmt: skip
 
 
 def resolve_all(specs: 'Sequence[Modality | str | Mapping[str, Any]]') -> tuple[Modality, ...]:

@@ -236,9 +236,11 @@ def test_every_verb_runs_from_the_command_line(eurosat, capfd):
         '--trainer.logger=false', '--trainer.callbacks=[]', '--trainer.limit_val_batches=1.0',
         '--trainer.enable_progress_bar=false',
     ]  # fmt: skip
-    for verb, printed in (('validate', 'val_loss'), ('test', 'test_loss'), ('predict', '')):
+    for verb, printed in (('validate', 'val_loss'), ('test', 'test_loss')):
         assert main([verb, *words]) == 0
         assert printed in capfd.readouterr().out
+    assert main(['predict', *words]) == 2
+    assert 'Nothing would write what is predicted' in capfd.readouterr().err
 
 
 def test_validate_and_predict_on_rasters(tmp_path, write_raster):

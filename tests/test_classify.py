@@ -72,7 +72,7 @@ def test_bands_go_by_their_names(tmp_path, told, write_raster):
     assert told(head, 'mute.tif', '--bands', 'B3', 'B1', 'B2')['mute.tif'] == named
     message = told(head, 'mute.tif', status=2)
     assert '3 bands (no names), and none is called B1' in message and '--bands' in message
-    assert '2 were named' in told(head, 'mute.tif', '--bands', 'B1', 'B2', status=2)
+    assert '2 names are given' in told(head, 'mute.tif', '--bands', 'B1', 'B2', status=2)
 
 
 def test_several_modalities_are_one_sample_and_one_may_be_missing(tmp_path, told, write_raster):

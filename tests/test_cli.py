@@ -102,6 +102,58 @@ def test_a_checkpoint_that_is_not_one(fails, tmp_path, write_raster):
     assert 'other.ckpt' in message
 
 
+SHORT = ('--trainer.max_steps=2', '--data.batch_size=2', '--trainer.accelerator=cpu',
+         '--trainer.enable_progress_bar=false', '--trainer.log_every_n_steps=1')  # fmt: skip
+
+
+def test_less_than_half_of_the_bands_want_naming(fails, tmp_path, write_raster):
+    names = ['B02', 'B03', 'B04', 'B08']
+    write_raster(tmp_path / 'S2L2A.tif', 4, names=names)
+    message = fails(*fit(f'--data.paths=[{tmp_path}]', *SHORT))
+    assert 's2_l2a has 12 bands' in message and 'holds 4 (B02, B03, B04, B08)' in message
+    message = fails('embed', 'gfm-jepa-nano', str(tmp_path), '-o', 'map.tif')
+    assert 'from_pretrained(..., bands={...})' in message
+    named = '--data.modalities=[{name: s2_l2a, bands: [B02, B03, B04, B08]}]'
+    assert main(list(fit(f'--data.paths=[{tmp_path}]', named, *SHORT))) == 0
+
+
+def test_auto_begins_anew_only_where_something_is_learned(fails, tmp_path, write_raster):
+    write_raster(tmp_path / 'S2L2A.tif', 12)
+    words = (f'--data.paths=[{tmp_path}]', f'--data.val_paths=[{tmp_path}]', '--ckpt_path=auto')
+    message = fails('test', *fit(*words, *SHORT)[1:])
+    assert 'There is no checkpoint in' in message and 'to test; name one' in message
+
+
+def test_only_training_writes_the_config_of_a_run(tmp_path, write_raster, capfd):
+    write_raster(tmp_path / 'S2L2A.tif', 12)
+    words = fit(f'--data.paths=[{tmp_path}]', f'--data.val_paths=[{tmp_path}]', *SHORT)
+    assert main(list(words)) == 0
+    (config,) = tmp_path.glob('runs/ijepa_rasters/version_0/config.yaml')
+    before = config.read_text()
+    again = [*words[1:], '--ckpt_path=auto', '--trainer.max_steps=7']
+    assert main(['test', *again]) == 0 and config.read_text() == before
+    # A run that cannot go on, for its encoder is another one, leaves its settings, too.
+    assert main(['fit', *again, '--model.encoder.patch_size=16']) == 2
+    assert config.read_text() == before and 'Traceback' not in capfd.readouterr().err
+    # Its config is where the run is found again.
+    assert main(['fit', '--config', str(config), '--ckpt_path=auto', '--trainer.max_steps=3']) == 0
+    assert 'max_steps: 3' in config.read_text()
+    assert not (tmp_path / 'runs/ijepa').exists()
+
+
+def test_weights_without_a_run_and_a_machine_without_the_accelerator(fails, tmp_path, write_raster):
+    write_raster(tmp_path / 'S2L2A.tif', 12)
+    paths = f'--data.paths=[{tmp_path}]'
+    torch.save(
+        {'encoder_config': {}, 'encoder_prefix': '', 'state_dict': {}}, tmp_path / 'head.ckpt'
+    )
+    message = fails(*fit(paths, *SHORT, '--ckpt_path=head.ckpt'))
+    assert 'head.ckpt holds weights, but no state of a run' in message
+    if not torch.backends.mps.is_available():
+        message = fails(*fit(paths, *SHORT, '--trainer.accelerator=mps'))
+        assert 'Change the options of trainer.' in message
+
+
 def test_unknown_verb_and_dataset(fails, tmp_path):
     assert "Unknown verb 'fitt'" in fails('fitt')
     assert 'weights' in fails('probe', 'nothing', '--dataset', 'x', '--root', '.')

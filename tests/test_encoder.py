@@ -301,6 +301,15 @@ def test_batches_that_are_none(batch, sentence):
         encoder(batch)
 
 
+def test_what_rasters_are_stored_in():
+    encoder, images = Encoder([sensor('optical', 4)], 8, 32, 1, 2), torch.full((1, 4, 32, 32), 90.0)
+    expected = encoder({'optical': images})
+    for dtype in (torch.uint8, torch.int16, torch.uint16, torch.float64):
+        assert torch.allclose(encoder({'optical': images.to(dtype)}), expected, atol=1e-6)
+    with pytest.raises(InputError, match='A batch came as Tensor; give rasters by modality'):
+        encoder(images)
+
+
 def test_no_gsd_is_the_nominal_one():
     encoder, images = Encoder([sensor('optical', 4)], 8, 32, 1, 2), torch.ones(1, 4, 32, 32)
     with_none = encoder({'optical': images, 'gsd': None})

@@ -8,9 +8,11 @@ from pathlib import Path
 import gfm_jepa
 
 PACKAGE = Path(gfm_jepa.__file__).parent
-BASE = {'errors', 'bundled', 'modalities', 'masks', 'losses', 'views', 'photo_views', 'metrics'}
+BASE = {'errors', 'output_paths', 'bundled', 'modalities', 'masks', 'losses', 'views',
+        'photo_views', 'metrics'}  # fmt: skip
 ALLOWED = {
     'errors': set(),
+    'output_paths': {'errors'},
     'bundled': set(),
     'modalities': {'errors'},
     'masks': {'errors'},

@@ -22,6 +22,7 @@ from gfm_jepa.evaluation.prediction_errors import PredictionErrors
 from gfm_jepa.evaluation.readouts import add_readout
 from gfm_jepa.evaluation.search import Search, load
 from gfm_jepa.models import Encoder
+from gfm_jepa.models.weight_files import weights_hash
 from gfm_jepa.tasks import IJEPA, EncoderConfig
 
 
@@ -118,8 +119,8 @@ def test_an_example_is_searched_in_a_map_of_an_encoder_with_a_readout(halves, ca
 def test_places_that_are_nowhere_and_outputs_that_are_inputs(halves, capfd):
     for words, sentence in (
         (['search', 'map.tif', '--at', '-33.9', '151.2', '-o', 'a.tif'], 'lies beyond'),
-        (['cluster', 'map.tif', '-k', '2', '-o', 'map.tif'], 'holds the embeddings themselves'),
-        (['change', 'map.tif', 'other.tif', '-o', 'other.tif'], 'the embeddings themselves'),
+        (['cluster', 'map.tif', '-k', '2', '-o', 'map.tif'], 'is an input'),
+        (['change', 'map.tif', 'other.tif', '-o', 'other.tif'], 'is an input'),
     ):
         (halves / 'other.tif').write_bytes((halves / 'map.tif').read_bytes())
         assert main(words) == 2
@@ -210,6 +211,22 @@ def test_anomalies_rank_the_odd_spot_first(halves, capfd):
     table = geopandas.read_parquet(halves / 'odd.parquet')
     assert table['nearest'].between(-1e-6, 2).all() and table['mahalanobis'].notna().all()
     assert main(['anomalies', str(halves / 'map.tif'), '-o', str(halves / 'odd.parquet')]) == 2
+
+
+def test_embeddings_of_other_weights_are_not_compared(halves, capfd):
+    optical = str(halves / 'optical.tif')
+    other = save_encoder(halves / 'others', [OPTICAL])
+    for kind in ('tif', 'parquet'):
+        words = ['embed', str(halves / 'others'), optical, '-o', str(halves / f'other.{kind}')]
+        assert main([*words, '--window', '64']) == 0
+    with rasterio.open(halves / 'other.tif') as file:
+        assert file.tags()['weights'] == weights_hash(other)
+        assert file.tags()['modalities'] == 'optical'
+    maps = [str(halves / 'map.tif'), str(halves / 'other.tif')]
+    chips = [str(halves / 'chips.parquet'), '--train', str(halves / 'other.parquet')]
+    for words in (['change', *maps, '-o', 'c.tif'], ['anomalies', *chips, '-o', 'a.parquet']):
+        assert main(words) == 2
+        assert 'were made with different weights' in capfd.readouterr().err
 
 
 def test_shrunk_covariance_is_that_of_scikit_learn():

@@ -77,3 +77,10 @@ def test_names_must_differ():
 def test_fields_of_the_wrong_kind(fields, sentence):
     with pytest.raises(InputError, match=sentence):
         resolve({'name': 'drone', 'bands': ['red'], 'gsd': 1.0, 'unit': 'DN', **fields})
+
+
+def test_some_bands_of_a_known_sensor_keep_their_statistics():
+    four = resolve({'name': 's2_l2a', 'bands': ['B08', 'B02']})
+    assert four.mean == (2563.2, 924.9) and four.common_names == ('nir', 'blue')
+    other = resolve({'name': 's2_l2a', 'bands': ['B02', 'HAZE']})
+    assert other.mean == () and other.common_names == ()

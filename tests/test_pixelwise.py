@@ -104,6 +104,17 @@ def test_segments_held_out_places_that_lack_a_modality(places, weights, head, ca
     assert 'None of the rasters shows s2_l2a' in capfd.readouterr().err
 
 
+def test_places_without_labels_are_left_out(places, weights, capfd, caplog):
+    (places / '1/LULC.tif').unlink()
+    more = (f'--model.encoder.weights={weights}', '--model.head={kind: linear}')
+    caplog.set_level('INFO')
+    assert main(words('fit', places, *more, '--trainer.max_steps=3')) == 0
+    assert 'chips left out that do not show lulc' in caplog.text
+    (places / '0/LULC.tif').unlink()
+    assert main(words('fit', places, *more, '--trainer.max_steps=3')) == 2
+    assert 'No chip shows lulc, which is to be learned' in capfd.readouterr().err
+
+
 def segments_a_scene(path, place):
     """The map of a scene: its classes on its grid, no data where there is none."""
     with rasterio.open(place / 'S2L2A.tif') as file:

@@ -113,6 +113,7 @@ def test_new_bands_and_sensors_are_told_and_the_trunk_stays(saved, capsys):
     subset = from_pretrained(folder, modalities=['radar'], strict_bands=True)
     images = chips(RADAR)
     assert torch.equal(subset({'radar': images}), encoder({'radar': images}))
+    assert list(from_pretrained(folder, modalities='radar').modalities) == ['radar']
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from .caches import CachedChips, is_cache
 from .chips import ChipFilter
 from .eurosat import EuroSATRGB
 from .index import splits_of
+from .raster_files import require_half_of_bands
 from .rasters import Rasters, collate
 from .samplers import GroupBatchSampler, OrderedBatchSampler, ResumableLoader
 
@@ -50,6 +51,7 @@ class PretrainDataModule(LightningDataModule):
         return []
 
     train_dataset: Any  # a dataset, once `setup` has run for ``fit``
+    needs: str | None = None  # a modality without which a sample is of no use to the task
 
     def train_groups(self) -> list[Sequence[int]]:
         """Indices of the training samples that may share a batch; all, unless they differ."""
@@ -207,7 +209,7 @@ class RastersDataModule(PretrainDataModule):
 
     def train_groups(self) -> list[Sequence[int]]:
         """Chips of the same modalities, sizes, gsd and dates."""
-        return list(self.train_dataset.groups())
+        return list(self._groups(self.train_dataset))
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Chips of `val_paths` side by side, in order; none without such paths."""
@@ -229,7 +231,7 @@ class RastersDataModule(PretrainDataModule):
         return splits_of(Path(self.paths[0]))
 
     def _in_order(self, dataset: Chips) -> DataLoader[Any]:
-        batches = OrderedBatchSampler(dataset.groups(), self.batch_size)
+        batches = OrderedBatchSampler(self._groups(dataset), self.batch_size)
         return DataLoader(
             dataset, batch_sampler=batches, num_workers=self.num_workers, collate_fn=collate
         )
@@ -244,5 +246,19 @@ class RastersDataModule(PretrainDataModule):
                 paths, self.modalities, self.chip_size, stride, self.patch_size, self.num_dates,
                 replace(self.keep, split=self.keep.split or split), self.strict,
             )  # fmt: skip
+            require_half_of_bands(c.file for c in dataset.file_chips)
         rank_zero_info(dataset.report())
         return dataset
+
+    def _groups(self, dataset: Chips) -> list[list[int]]:
+        """Chips that may share a batch, but for those without what the task `needs`."""
+        groups = dataset.groups()
+        kept = [g for g in groups if self.needs is None or self.needs in dataset[g[0]]]
+        if not kept:
+            raise InputError(
+                f'No chip shows {self.needs}, which is to be learned or judged; name rasters of it '
+                f'among the paths.'
+            )
+        if lost := sum(map(len, groups)) - sum(map(len, kept)):
+            rank_zero_info(f'{lost} chips left out that do not show {self.needs}')
+        return kept

@@ -265,7 +265,8 @@ def read_cifar10(
         what = 'could not be fetched' if download else 'is not there, or damaged'
         raise InputError(
             f'CIFAR-10 {what} in {root} ({str(error).splitlines()[0][:120]}): expected the folder '
-            f'{CIFAR10.base_folder}; unpack {CIFAR10.url} there, or set data.download=true.'
+            f'{CIFAR10.base_folder}; unpack {CIFAR10.url} there, or let `gfm-jepa fit` fetch it '
+            f'with data.download=true.'
         ) from error
     images, test = (torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous() for p in parts)
     labels, test_labels = (torch.tensor(p.targets) for p in parts)

@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -353,3 +353,26 @@ def reason(error: Exception) -> str:
     """The last line of what GDAL says, short."""
     text = str(error.__cause__ or error).strip().splitlines()
     return text[-1][:120] if text else type(error).__name__
+
+
+def require_half_of_bands(files: Iterable[RasterFile]) -> None:
+    """Refuse files of which none has half of the bands of its modality: no patch would count.
+
+    Raises:
+        InputError: Naming the modality and the bands that are there.
+    """
+    most: dict[str, RasterFile] = {}
+    for file in files:
+        best = most.setdefault(file.modality.name, file)
+        if len(file.bands) > len(best.bands):
+            most[file.modality.name] = file
+    for name, file in most.items():
+        if 2 * len(file.bands) < len(file.modality.bands):
+            bands = ', '.join(file.bands)
+            raise InputError(
+                f'{name} has {len(file.modality.bands)} bands, of which {file.path} holds '
+                f'{len(file.bands)} ({bands}), and no other file more; a patch counts with half of '
+                f'its values: name these bands alone, to train as data.modalities=[{{name: {name}, '
+                f'bands: [{bands}]}}], to embed by from_pretrained(..., bands={{...}}) and '
+                f'save_pretrained.'
+            )

@@ -73,6 +73,9 @@ class Rasters(Dataset[dict[str, Any]]):
             raise InputError(
                 f'There are no splits, so that {keep.split!r} is none; make an index with --split.'
             )
+        if keep.split and keep.split not in (names := {n for c in some for n in c.split}):
+            there = ', '.join(sorted(names - {''}))
+            raise InputError(f'There is no split {keep.split!r}; the index has {there}.')
         self.file_chips = some
         chips = [c for c in some if keep.in_time(c.file, undated=True)]
         order = [m.name for m in modalities]

@@ -82,10 +82,10 @@ def recognise(
         yield headers
         return
     for header in headers:
-        yield _recognise(found, header, modalities, facts)
+        yield recognise_header(found, header, modalities, facts)
 
 
-def _recognise(
+def recognise_header(
     found: Found, header: Header, modalities: Sequence[Modality], facts: Facts
 ) -> RasterFile | str:
     """One raster."""

@@ -32,6 +32,8 @@ class BandCorrelations(BaseEncoder):
         hyperbolic tangent, by which correlations are close to normally distributed.
     """
 
+    needs_half = False
+
     def __init__(self, modality: Modality) -> None:
         super().__init__()
         bands = len(modality.bands)

@@ -1,16 +1,21 @@
 """Classify one image with an encoder and its head: read it as the head expects it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import rasterio
 import torch
+from affine import Affine
+from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from torch import Tensor
 
+from ..data.finding import Found
 from ..data.images import ImageFiles
+from ..data.raster_files import RasterFile
+from ..data.recognition import Header, headers_of, recognise_header
+from ..data.sidecars import Facts, facts_of
 from ..errors import InputError
 from ..modalities import Modality
 from ..models.heads import Classifier
@@ -52,10 +57,16 @@ def classify(
         A verdict for each image, or for the one sample.
 
     Raises:
-        InputError: If a file is missing, broken, or not what the head expects, or has no data.
+        InputError: If a file is missing, broken, or not what the head expects, or has no data; or
+            a modality is named that the head did not learn from.
     """
-    known = model.encoder.modalities
-    named = {k: v for k, equals, v in (p.partition('=') for p in paths) if equals and k in known}
+    encoders, known = model.encoder.modalities, model.modalities
+    named = {k: v for k, equals, v in (p.partition('=') for p in paths) if equals and k in encoders}
+    if unknown := [k for k in named if k not in known]:
+        raise InputError(
+            f'The encoder knows {unknown[0]}, but the head learned from {", ".join(known)} alone; '
+            f'give it an image of that.'
+        )
     if named:
         if len(named) < len(paths):
             raise InputError('Give every modality of a sample once, as NAME=PATH, or plain paths.')
@@ -77,7 +88,7 @@ def _only(known: Mapping[str, Modality]) -> str:
 def _classify(
     model: Classifier, name: str, sample: Mapping[str, str], bands: Sequence[str] | None
 ) -> Verdict:
-    facts, known = model.facts, model.encoder.modalities
+    facts, known = model.facts, model.modalities
     batch = {}
     for key, path in sample.items():
         size = facts.image_sizes.get(key)
@@ -98,7 +109,8 @@ def read_image(
     """Read an image as raw values of a modality, NaN where there is no data.
 
     Args:
-        path: A picture (8 bits, red green blue), which is resized; or a raster of any bands, of
+        path: A picture (8 bits, red green blue), which is resized; or a raster of any bands, read
+            as `gfm-jepa embed` reads it (scale, offset, Sentinel-2's added 1000, sidecars), of
             which the middle is cut out, or which is padded with NaN: its pixels keep their size.
         modality: What it should hold; bands go by their names.
         size: Height and width that the head learned from, pixels; as it is by default.
@@ -114,17 +126,50 @@ def read_image(
         raise InputError(f'There is no file {path}.')
     if modality.name == 'rgb' and bands is None and _is_picture(path):
         return ImageFiles([path], size=None if size is None else int(size[0])).read(0).float()
+    file = _raster(path, modality, bands)
+    source = file.open()
     try:
-        with rasterio.open(path) as file:
-            names = list(bands or [d or '' for d in file.descriptions])
-            ids = _band_ids(path, names, file.count, modality)
-            values = file.read(ids).astype(np.float32)
-            nodata = modality.nodata if file.nodata is None else file.nodata
-    except RasterioError as error:
-        raise InputError(f'{path} is a broken raster ({error}); replace it.') from error
-    if nodata is not None:
-        values[values == np.float32(nodata)] = np.nan
+        values = file.read(source)
+    finally:
+        source.close()
     return fit_middle(torch.from_numpy(values), size)
+
+
+def _raster(path: Path, modality: Modality, bands: Sequence[str] | None) -> RasterFile:
+    """How a raster is read: as `gfm-jepa embed` reads it, whether it has a place or not."""
+    facts = Facts(bands=tuple(bands) if bands else None).over(facts_of(path))
+    found = Found(str(path), modality.name)
+    headers = headers_of(found)
+    if isinstance(headers, str):
+        raise InputError(f'{path} is a broken raster ({headers}); replace it.')
+    if len(headers) > 1:
+        raise InputError(f'{path} holds {len(headers)} rasters; give a file of one.')
+    file = recognise_header(found, _placed(headers[0]), [modality], facts)
+    if isinstance(file, str):
+        raise InputError(f'{path} is a broken raster ({file}); replace it.')
+    lacking = [b for b in modality.bands if b not in file.bands]
+    # In what order bands without a name are, nobody can tell; a class would be made up of them.
+    if lacking or 'bands by position' in file.notes:
+        names = facts.bands or headers[0].bands
+        told = ' '.join(filter(None, names)) or 'no names'
+        raise InputError(
+            f'{path} has {len(names)} bands ({told}), and none is called '
+            f'{(lacking or modality.bands)[0]}; the head needs {modality.name}: '
+            f'{" ".join(modality.bands)}. Name the bands of the file with --bands, in their order.'
+        )
+    return file
+
+
+def _placed(header: Header) -> Header:
+    """A header with a place on the ground: a made-up one where it has none, which chips may lack.
+
+    A class needs no place; what reads rasters asks for one to warp what is not upright in metres.
+    """
+    if header.crs and header.transform and not header.transform.is_identity:
+        return header
+    return replace(
+        header, crs=CRS.from_epsg(32631), transform=Affine(10, 0, 500_000, 0, -10, 5_000_000)
+    )
 
 
 def fit_middle(x: Tensor, size: Sequence[int] | None) -> Tensor:
@@ -142,33 +187,12 @@ def fit_middle(x: Tensor, size: Sequence[int] | None) -> Tensor:
 
 
 def _is_picture(path: Path) -> bool:
-    """Whether an image library reads it: pictures, and TIFFs of three 8-bit bands."""
+    """Whether an image library reads it: pictures, and TIFFs of three plain 8-bit bands."""
     if path.suffix.lower() in PICTURES:
         return True
     try:
         with rasterio.open(path) as file:
-            return file.count == 3 and set(file.dtypes) == {'uint8'} and not any(file.descriptions)
+            plain = set(file.scales) == {1} and not any(file.offsets) and not any(file.descriptions)
+            return file.count == 3 and set(file.dtypes) == {'uint8'} and plain
     except RasterioError as error:
         raise InputError(f'{path} is a broken raster ({error}); replace it.') from error
-
-
-def _band_ids(path: Path, names: Sequence[str], count: int, modality: Modality) -> list[int]:
-    """1-based number in the file of each band of the modality, by name."""
-    if len(names) != count:
-        raise InputError(
-            f'{path} has {count} bands, but {len(names)} were named: {" ".join(names)}.'
-        )
-    lower = [name.lower() for name in names]
-    common = modality.common_names or ('',) * len(modality.bands)
-    ids = []
-    for band, other in zip(modality.bands, common, strict=True):
-        found = next((n for n in (band.lower(), other) if n and n in lower), None)
-        if found is None:
-            told = ' '.join(filter(None, names)) or 'no names'
-            raise InputError(
-                f'{path} has {count} bands ({told}), and none is called {band}; the head needs '
-                f'{modality.name}: {" ".join(modality.bands)}. Name the bands of the file with '
-                f'--bands, in their order.'
-            )
-        ids.append(lower.index(found) + 1)
-    return ids

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 
@@ -114,18 +114,33 @@ def labels_of(embeddings: Embeddings, source: str) -> NDArray[np.int64]:
 
 
 def read_on(embeddings: EmbeddingMap, path: Path, how: Resampling) -> NDArray[np.float64]:
-    """First band of a raster on the grid of a map: (count,), -1 where there is none."""
+    """First band of a raster on the grid of a map: (count,), -1 where there is none.
+
+    Raises:
+        InputError: If it cannot be read, or has no data on the ground of the map.
+    """
     grid = embeddings.target
     try:
         with rasterio.open(path) as source:
             require_crs(source)
+            # An alpha band says what the raster covers, whatever its type, nodata value and mask.
+            own = [c is ColorInterp.alpha for c in source.colorinterp]
             with WarpedVRT(source, crs=grid.crs, transform=grid.transform, width=grid.width,
-                           height=grid.height, resampling=how, add_alpha=False, nodata=-1,
+                           height=grid.height, resampling=how, add_alpha=not any(own),
                            dtype='float64') as warped:  # fmt: skip
-                values: NDArray[np.float64] = warped.read(1).ravel()
-                return values
+                alpha = own.index(True) + 1 if any(own) else warped.count
+                # Where the CRS of a far place knows no such ground, GDAL leaves memory as it is.
+                out = np.zeros((2, grid.height, grid.width))
+                values, covered = warped.read([1, alpha], out=out).reshape(2, -1)
     except RasterioError as error:
         raise InputError(f'{path} cannot be read ({reason(error)}).') from error
+    there = (covered > 0) & np.isfinite(values)
+    if not there.any():
+        raise InputError(
+            f'{path} covers no place of {embeddings.path}: it has no data there; give a raster of '
+            f'the same ground.'
+        )
+    return np.where(there, values, -1.0)
 
 
 def normalised(values: NDArray[np.float32]) -> NDArray[np.float32]:

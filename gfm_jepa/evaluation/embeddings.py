@@ -21,6 +21,7 @@ from ..data.grids import Grid, to_degrees
 from ..data.index import make_folder
 from ..data.raster_files import reason
 from ..errors import InputError
+from ..output_paths import require_apart
 
 if TYPE_CHECKING:
     import geopandas
@@ -41,6 +42,7 @@ class EmbeddingMap:
         scale: Factor from stored values to features, one per feature.
         offset: Added after `scale`.
         like: Another map on whose grid this one is read, by nearest neighbour.
+        weights: Hash of the weights that made it; '' if the file does not say.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class EmbeddingMap:
     scale: tuple[float, ...]
     offset: tuple[float, ...]
     like: 'EmbeddingMap | None' = None
+    weights: str = ''
 
     @property
     def target(self) -> Grid:
@@ -188,12 +191,14 @@ class EmbeddedTable:
         names: Of the features.
         scale: Factor from stored values to features.
         offset: Added after `scale`.
+        weights: As of a map.
     """
 
     path: Path
     names: tuple[str, ...]
     scale: tuple[float, ...]
     offset: tuple[float, ...]
+    weights: str = ''
 
     @cached_property
     def count(self) -> int:
@@ -286,6 +291,8 @@ def open_map(path: Path) -> EmbeddingMap:
     Raises:
         InputError: If it is none.
     """
+    if path.is_dir():
+        raise InputError(f'{path} is a folder; give one .tif or .parquet of `gfm-jepa embed`.')
     if not path.is_file():
         raise InputError(f'There is no file {path}; check the path.')
     if path.suffix not in ('.tif', '.tiff'):
@@ -297,7 +304,9 @@ def open_map(path: Path) -> EmbeddingMap:
             require_crs(source)
             grid = Grid(source.crs, source.transform, source.width, source.height)
             names = tuple(d or f'd{i}' for i, d in enumerate(source.descriptions))
-            return EmbeddingMap(path, grid, names, tuple(source.scales), tuple(source.offsets))
+            weights = source.tags().get('weights', '')
+            scales, offsets = tuple(source.scales), tuple(source.offsets)
+            return EmbeddingMap(path, grid, names, scales, offsets, weights=weights)
     except RasterioError as error:
         raise InputError(f'{path} cannot be opened ({reason(error)}).') from error
 
@@ -315,7 +324,8 @@ def _open_table(path: Path) -> EmbeddedTable:
         raise InputError(f'{path} holds no embeddings; write it with `gfm-jepa embed`.')
     names = tuple(about['names'])
     return EmbeddedTable(path, names, tuple(about.get('scale', [1.0] * len(names))),
-                         tuple(about.get('offset', [0.0] * len(names))))  # fmt: skip
+                         tuple(about.get('offset', [0.0] * len(names))),
+                         about.get('weights', ''))  # fmt: skip
 
 
 def sample(embeddings: Embeddings, most: int, seed: int = 0) -> Float:
@@ -339,14 +349,26 @@ def sample(embeddings: Embeddings, most: int, seed: int = 0) -> Float:
     return kept
 
 
+def require_same_weights(one: Embeddings, other: Embeddings) -> None:
+    """Refuse embeddings of two encoders, as far as the files say which they are of.
+
+    Raises:
+        InputError: If they differ.
+    """
+    if one.weights and other.weights and one.weights != other.weights:
+        raise InputError(
+            f'{one.path} and {other.path} were made with different weights ({one.weights[:8]} and '
+            f'{other.weights[:8]}), whose features mean different things; embed both with the same.'
+        )
+
+
 def require_like(output: Path, embeddings: Embeddings) -> None:
     """Refuse an output that does not suit what it is made of, and make its folder.
 
     Raises:
         InputError: If a map should become a table, or the other way round, or take its place.
     """
-    if output.resolve() == embeddings.path.resolve():
-        raise InputError(f'{output} holds the embeddings themselves; name another output.')
+    require_apart([output], [embeddings.path])
     wanted = ('.tif', '.tiff') if isinstance(embeddings, EmbeddingMap) else ('.parquet',)
     if output.suffix not in wanted:
         raise InputError(f'{output} should end in {wanted[0]}, as {embeddings.path.name} does.')

@@ -12,9 +12,8 @@ from torch.utils.data import Dataset
 
 from ..data.benchmarks import Benchmark
 from ..errors import InputError
-from ..modalities import MODALITIES, Modality
+from ..modalities import MODALITIES, Modality, pick_bands
 from ..models import BaseEncoder, TimmEncoder
-from ..models.band_matching import pick_bands
 from ..models.hub import from_pretrained
 from ..models.weight_files import weights_hash
 from .baselines import ImageStatistics, RandomConvolutions, features_of_twin, random_init

@@ -4,13 +4,18 @@ A patch of 8 pixels is coarse for a new road. The first stage of a conv stem ans
 pixel; its responses and the bands themselves, each standardised by date, are compared here.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..data.finding import Found
+from ..data.recognition import recognise
 from ..errors import InputError
+from ..modalities import Modality
 from ..models import Encoder
 from ..models.pyramid import FineMaps
 from .embeddings import EmbeddingMap
@@ -93,9 +98,68 @@ def _first_stage(encoder: Encoder, modality: str, values: Tensor) -> Tensor:
     return found
 
 
-def bands_of(raster: EmbeddingMap) -> Float:
-    """All bands of a raster on its target grid: (C, H, W), NaN where any band has no data."""
-    values = np.full((raster.count, len(raster.names)), np.nan, np.float32)
+def bands_of(raster: EmbeddingMap, order: Sequence[int] | None = None) -> Float:
+    """Bands of a raster on its target grid: (C, H, W), NaN where any band has no data.
+
+    Args:
+        raster: A scene.
+        order: Which of its bands, from 0, and in which order; all as they are by default.
+    """
+    order = range(len(raster.names)) if order is None else order
+    values = np.full((raster.count, len(order)), np.nan, np.float32)
     for places, found in raster.batches():
-        values[places] = found
+        values[places] = found[:, list(order)]
     return values.T.reshape(-1, raster.target.height, raster.target.width)
+
+
+def band_orders(
+    before: EmbeddingMap, after: EmbeddingMap, modality: Modality
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Which bands of two scenes are compared, so that names and not positions are.
+
+    Bands that a file names go into the modality's order, as `gfm-jepa embed` has them; names that
+    the modality does not know are matched between both dates. Bands without a name stay in place.
+
+    Raises:
+        InputError: If both dates name their bands, and not alike; or one names a part of the
+            modality's bands only.
+    """
+    dates = (before, after)
+    known = [_known_order(raster, modality) for raster in dates]
+    if None in known and _names_bands(before) and _names_bands(after):
+        first, second = ([n.lower() for n in raster.names] for raster in dates)
+        if known != [None, None] or sorted(first) != sorted(second):
+            raise InputError(
+                f'{before.path} names its bands {" ".join(before.names)}, {after.path} '
+                f'{" ".join(after.names)}; give both dates with the same bands, or say with '
+                f'--modality and --bands what they are, in their order.'
+            )
+        return range(len(first)), [second.index(name) for name in first]
+    one, two = (
+        range(len(raster.names)) if order is None else order
+        for raster, order in zip(dates, known, strict=True)
+    )
+    return one, two
+
+
+def _known_order(raster: EmbeddingMap, modality: Modality) -> list[int] | None:
+    """Where the modality's bands are in a scene, from 0; None if its names do not say so."""
+    if not _names_bands(raster):
+        return None
+    file = next(recognise(Found(str(raster.path), modality.name), [modality]))
+    if isinstance(file, str):
+        raise InputError(f'{raster.path} {file}.')
+    if 'bands by position' in file.notes:
+        return None
+    if lacking := [band for band in modality.bands if band not in file.bands]:
+        raise InputError(
+            f'{raster.path} names its bands {" ".join(raster.names)}, but none {lacking[0]}; say '
+            f'with --modality and --bands which of {modality.name} they are, in their order.'
+        )
+    return [number - 1 for number in file.band_ids]
+
+
+def _names_bands(raster: EmbeddingMap) -> bool:
+    """Whether the file itself names each band, and each its own; `open_map` calls others d0..."""
+    own = [name for i, name in enumerate(raster.names) if name != f'd{i}']
+    return len(set(own)) == len(raster.names)

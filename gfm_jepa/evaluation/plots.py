@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from ..output_paths import PICTURES, require_ending
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -76,6 +78,11 @@ def probe_bars(rows: Sequence[dict[str, Any]]) -> 'Figure':
 
 
 def save(figure: 'Figure', path: str | Path) -> None:
-    """Write a figure; the ending of the name says the format (png, pdf, svg)."""
+    """Write a figure; the ending of the name says the format (png, pdf, svg).
+
+    Raises:
+        InputError: If it says none.
+    """
+    require_ending(Path(path), PICTURES)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

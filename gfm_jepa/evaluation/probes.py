@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data.benchmarks import Benchmark
 from ..errors import InputError
 from ..models import BaseEncoder
+from ..models.weight_files import weights_hash
 from .baselines import ImageStatistics, RandomConvolutions, features_of_twin, random_init
 from .classifiers import knn_probe as knn_probe  # read from here by benchmarks
 from .classifiers import linear_probe as linear_probe
@@ -65,7 +66,8 @@ def probe(
 
     Returns:
         Rows with name, dataset, split, knn5 and linear (accuracies on the test part, 0..1),
-        n_train, n_val, n_test, C, features, embed_dim (width of the features) and seconds.
+        n_train, n_val, n_test, C, features, embed_dim (width of the features) and seconds; the
+        first, of the weights, with weights_hash, by which `gfm-jepa publish` knows its weights.
 
     Raises:
         InputError: If the encoder lacks the benchmark's modality or has other bands in it, a class
@@ -76,7 +78,8 @@ def probe(
             f'{benchmark.name} has a class for every pixel, not for every chip; take '
             f'`gfm-jepa benchmark`.'
         )
-    rows, start = [], time.perf_counter()
+    rows: list[Row] = []
+    start = time.perf_counter()
     for title, kind, embed in _embeds(encoder, name, benchmark, features, baselines, seed):
         train, val, test = (
             extract_features(embed, part, batch_size, num_workers, progress)
@@ -84,6 +87,8 @@ def probe(
         )
         outcome = _outcome(title, kind, benchmark, (train, val, test), progress)
         outcome.row['seconds'] = round(time.perf_counter() - start, 2)
+        if not rows:
+            outcome.row['weights_hash'] = weights_hash(encoder)
         start = time.perf_counter()
         rows.append(outcome.row)
         if on_outcome is not None:

@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 import gfm_jepa
 
-from ..data.raster_files import Float, gdal
+from ..data.raster_files import Float, gdal, require_half_of_bands
 from ..errors import InputError
 from ..models import BaseEncoder
 from ..models.weight_files import weights_hash
+from ..output_paths import require_apart
 from .chip_tables import EmbeddedChips, write_chips
-from .ground_features import cell_size
+from .ground_features import cell_size, embed_windows
 from .outputs import SIDE, EmbeddedMap, require_output, write_cog, write_zarr
 from .processes import one_thread_each, ranks
 from .projections import Likeliest, Projection, fit_projection
@@ -38,10 +39,12 @@ class EmbedSettings:
             between chips.
         batch_size: Windows that the encoder takes at once; by default as many as have 65,536
             pixels, which suits the caches of a CPU, and 16 times as many on another device.
-        ground: Name of the modality whose raster is mapped; by default the first of the encoder's.
+        ground: Name of the modality whose rasters are mapped, and no others; by default each raster
+            of the encoder's first modality, and what none of these shows.
         pca: Principal components to write; all features by default.
         int8: Whether 8 bits are written of each value, with scale and offset.
-        overwrite: Whether an output that is there may be replaced.
+        overwrite: Whether an output that is there may be replaced; in a folder, maps of the same
+            names are.
         likeliest: Names of the classes whose probabilities the features are, of which the
             likeliest is written; empty for a class without a name.
         features: Of chips: ``embedding``, or ``depths``, several depths pooled and wider.
@@ -67,6 +70,8 @@ class EmbedSettings:
                 f'batch_size is {self.batch_size} and overlap {self.overlap}; '
                 f'give at least 1 and 0.'
             )
+        if self.pca is not None and self.pca < 1:
+            raise InputError(f'{self.pca} components are asked for; give at least 1.')
 
 
 def embed(
@@ -90,19 +95,26 @@ def embed(
         names: Of the features; d0, d1 and so on by default.
 
     Raises:
-        InputError: If a path or setting cannot be used, the output is there, or the disk is full.
+        InputError: If a path or setting cannot be used, the output is there, is an input or has one
+            within it, or the disk is full.
     """
+    require_apart([output], paths)
     rank, world, wait = ranks()
     with one_thread_each() as threads, gdal():
         scenes, left_out = find_scenes(
             paths, encoder.modalities, encoder.patch_sizes, settings.window, settings.ground
         )
-        if first := getattr(encoder, 'answers_on', None):  # a head for pixels, of one modality's
-            left_out += [(s.file.path, f'shows no {first}, on whose pixels the head answers')
+        if encoder.needs_half:
+            require_half_of_bands(f for s in scenes for layer in s.layers for f in layer.files)
+        # A head for pixels answers on those of one modality.
+        if first := getattr(encoder, 'answers_on', settings.ground):
+            left_out += [(s.file.path, f'shows no {first}, whose ground is mapped')
                          for s in scenes if s.layers[0].name != first]  # fmt: skip
             scenes = [s for s in scenes if s.layers[0].name == first]
             if not scenes:
-                raise InputError(f'None of the rasters shows {first}, on which the head answers.')
+                raise InputError(
+                    f'None of the rasters shows {first}, whose ground should be mapped; add one.'
+                )
         kind = require_output(output, scenes)
         if settings.features != 'embedding' and kind != 'parquet':
             raise InputError(
@@ -110,6 +122,10 @@ def embed(
                 f'.parquet.'
             )
         jobs = [_job(encoder, i, s, settings, kind == 'parquet') for i, s in enumerate(scenes)]
+        if settings.pca is not None and settings.pca > (width := _width(encoder, jobs[0])):
+            raise InputError(
+                f'There are {width} features, of which {settings.pca} components are asked for.'
+            )
         form = {'pca': settings.pca, 'int8': settings.int8, 'likeliest': settings.likeliest,
                 'names': names and list(names)}  # fmt: skip
         with Workspace(output, _fingerprint(encoder, scenes, settings, kind), form) as work:
@@ -157,6 +173,16 @@ def _job(
     return Job(number, scene, chip_strips(corners), None, settings.features)
 
 
+def _width(encoder: BaseEncoder, job: Job) -> int:
+    """How many features there are, as a window of nothing but means has them."""
+    layer = job.scene.layers[0]
+    mean = torch.tensor(encoder.modalities[layer.name].mean)
+    window = mean.view(1, -1, 1, 1).expand(1, -1, layer.size, layer.size)
+    windows = {layer.name: window, 'gsd': {layer.name: layer.gsd}}
+    ground = None if job.tiling is None else layer.name
+    return int(embed_windows(encoder, windows, 1, ground, job.features).shape[1])
+
+
 def _write(
     encoder: BaseEncoder, jobs: Sequence[Job], work: Workspace, settings: EmbedSettings, kind: str,
     names: Sequence[str] | None,
@@ -167,8 +193,9 @@ def _write(
             f'{lacking} parts are not in {work.folder}; let all hosts write to one shared folder.'
         )
     tags = {
-        'software': f'gfm-jepa {gfm_jepa.__version__}', 'modalities': ', '.join(encoder.modalities),
+        'software': f'gfm-jepa {gfm_jepa.__version__}', 'modalities': _fed(encoder, jobs),
         'window': str(jobs[0].scene.window), 'revision': encoder.revision or '',
+        'weights': weights_hash(encoder),
     }  # fmt: skip
     load = [partial(_load, work, job) for job in jobs]
     dims = work.load(jobs[0].part(jobs[0].strips[0])).shape[0] - 1
@@ -217,6 +244,12 @@ def _write(
 
 def _load(work: Workspace, job: Job, strip: Strip) -> Float:
     return work.load(job.part(strip))
+
+
+def _fed(encoder: BaseEncoder, jobs: Sequence[Job]) -> str:
+    """Which of the encoder's modalities the scenes show."""
+    shown = {layer.name for job in jobs for layer in job.scene.layers}
+    return ', '.join(name for name in encoder.modalities if name in shown)
 
 
 def _projected(embedded: EmbeddedMap, projection: Projection, with_data: set[str]) -> Iterator[Any]:

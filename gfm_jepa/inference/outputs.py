@@ -18,7 +18,9 @@ from rasterio.windows import Window
 
 from ..data.grids import Grid
 from ..data.raster_files import Float, gdal, reason
+from ..data.zarr_cubes import is_store
 from ..errors import InputError
+from ..output_paths import require_clear, require_folder
 from .projections import Projection
 from .scenes import Scene
 from .tiling import Cells, Strip, Tiling
@@ -171,7 +173,8 @@ def require_output(output: Path, scenes: Sequence[Scene]) -> str:
     """What an output's name says that should be written: cog, zarr, parquet or folder.
 
     Raises:
-        InputError: If it says nothing of the kind, or one file should hold several scenes.
+        InputError: If it says nothing of the kind, one file should hold several scenes, a raster of
+            theirs is there or lies within, or what is there is of another kind.
     """
     kinds = {'.tif': 'cog', '.tiff': 'cog', '.zarr': 'zarr', '.parquet': 'parquet', '': 'folder'}
     kind = kinds.get(output.suffix.lower())
@@ -186,4 +189,9 @@ def require_output(output: Path, scenes: Sequence[Scene]) -> str:
             f'There are {len(scenes)} scenes ({some}{"..." if len(scenes) > 3 else ""}), and '
             f'{output} holds one; name a folder or a .zarr, or fewer inputs.'
         )
+    require_clear(output, [f.path for s in scenes for layer in s.layers for f in layer.files])
+    if kind == 'folder':
+        require_folder(output)
+    elif output.is_dir() and any(output.iterdir()) and not (kind == 'zarr' and is_store(output)):
+        raise InputError(f'{output} is a folder of other files; name another output.')
     return kind

@@ -1,5 +1,6 @@
 """What is finished of an output, kept beside it until all is: a killed call goes on from there."""
 
+import errno
 import fcntl
 import json
 import os
@@ -31,6 +32,7 @@ class Workspace:
     def __init__(
         self, output: Path, settings: Mapping[str, Any], form: Mapping[str, Any] | None = None
     ) -> None:
+        output = output if output.name.strip('.') else output.resolve()  # "." has no name
         self.output = output
         self.folder = output.with_name(output.name + '.work')
         self.settings = json.loads(json.dumps(settings))
@@ -51,7 +53,8 @@ class Workspace:
         """Make the folder, or find what an earlier call left there; of one process alone.
 
         Args:
-            overwrite: Whether an output may be replaced, and parts of other settings thrown away.
+            overwrite: Whether an output may be replaced, or maps in a folder, and parts of other
+                settings thrown away.
 
         Returns:
             Whether an earlier call had finished all and was killed while it cleaned up; then the
@@ -67,7 +70,7 @@ class Workspace:
                 _move(self._result, self.output)
             self.remove()
             return True
-        if self.output.exists() and not overwrite:
+        if _occupied(self.output) and not overwrite:
             raise InputError(
                 f'{self.output} is there already; name another output, or add --overwrite.'
             )
@@ -183,12 +186,42 @@ def disk(folder: Path) -> Iterator[None]:
 
 
 def _move(result: Path, output: Path) -> None:
-    """Put a finished file or folder in its place; a folder in the way is moved aside first."""
+    """Put a finished file or folder in its place.
+
+    Maps go into a folder that is there, of which all else stays. A store that is there is moved
+    aside first.
+    """
+    if output.is_dir() and not result.suffix:
+        for path in sorted(result.iterdir()):
+            _replace(path, output / path.name)
+        result.rmdir()
+        return
     if output.is_dir():
         aside = result.with_name('replaced')
         _delete(aside)
         output.rename(aside)
     os.replace(result, output)
+
+
+def _replace(path: Path, target: Path) -> None:
+    """Move a file in one step, also into a folder where another disk is mounted."""
+    try:
+        os.replace(path, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        partial = target.with_name(f'{target.name}.tmp')
+        try:
+            shutil.copyfile(path, partial)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+        path.unlink()
+
+
+def _occupied(output: Path) -> bool:
+    """Whether something is there that would be replaced; an empty folder is nothing."""
+    return any(output.iterdir()) if output.is_dir() else output.exists()
 
 
 def _delete(path: Path) -> None:

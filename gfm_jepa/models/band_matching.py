@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..modalities import MODALITIES, Modality, resolve
+from ..modalities import MODALITIES, Modality, pick_bands, resolve
 from .encoder import Encoder
 from .patch_embed import LinearStem, PatchEmbed
 
@@ -37,7 +37,7 @@ class Match:
 def match_bands(
     encoder: Encoder,
     bands: Mapping[str, Sequence[str]] | None,
-    modalities: Sequence[ModalitySpec] | None,
+    modalities: Sequence[ModalitySpec] | ModalitySpec | None,
     stem: str | Mapping[str, str] | None = None,
 ) -> tuple[Encoder, list[Match]]:
     """Build an encoder of other bands or modalities around a trained trunk.
@@ -61,6 +61,8 @@ def match_bands(
         InputError: If a band is not one of the trained ones, or a new one has no statistics.
     """
     trained = encoder.modalities
+    if isinstance(modalities, str | Modality | Mapping):
+        modalities = [modalities]
     specs = list(trained.values()) if modalities is None else list(modalities)
     wanted = {m.name: m for m in (resolve_over(s, trained) for s in specs)}
     if not specs or len(wanted) < len(specs):
@@ -91,20 +93,6 @@ def match_bands(
     stems = {m: _stem_of(encoder, m, stem) for m in wanted}
     matches = [_match(m, encoder, stems[m.name]) for m in wanted.values()]
     return _rebuild(encoder, matches, stems).eval(), matches
-
-
-def pick_bands(modality: Modality, bands: Sequence[str]) -> Modality:
-    """The modality with only these of its bands, in this order, statistics included."""
-    at = [modality.bands.index(b) for b in bands]
-
-    def take(values: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(values[i] for i in at) if values else ()
-
-    return replace(
-        modality, bands=tuple(bands), mean=take(modality.mean), std=take(modality.std),
-        common_names=take(modality.common_names),
-        dark_band=modality.dark_band if modality.dark_band in bands else None,
-    )  # fmt: skip
 
 
 def format_matches(matches: Sequence[Match]) -> str:

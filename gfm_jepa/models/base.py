@@ -5,12 +5,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..modalities import Modality
 
 Batch = Mapping[str, Any]
+# What rasters may be stored in, and torch has few operations for.
+_BARE_TYPES = (torch.uint16, torch.uint32, torch.uint64, torch.bool)
 
 
 class BaseEncoder(nn.Module, ABC):
@@ -25,6 +28,7 @@ class BaseEncoder(nn.Module, ABC):
     config: dict[str, Any]
     embed_dim: int
     revision: str | None = None
+    needs_half = True  # whether nothing is seen of less than half of the bands of a modality
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -79,9 +83,14 @@ class BaseEncoder(nn.Module, ABC):
         """Pick this encoder's modalities out of a batch.
 
         Raises:
-            InputError: If the batch holds none of them.
+            InputError: If the batch holds none of them, or what is no raster.
         """
         names = list(self.modalities)
+        if not isinstance(batch, Mapping):
+            raise InputError(
+                f'A batch came as {type(batch).__name__}; give rasters by modality: '
+                f'{{"{names[0]}": tensor (B, C, H, W)}}.'
+            )
         rasters = {name: batch[name] for name in names if name in batch}
         if not rasters and len(names) == 1 and 'image' in batch:
             rasters = {names[0]: batch['image']}
@@ -97,6 +106,8 @@ class BaseEncoder(nn.Module, ABC):
                     f'{name} came as {type(raster).__name__} {came}; give a tensor (B, C, H, W), '
                     f'or (B, T, C, H, W) of several dates.'
                 )
+            if raster.dtype in _BARE_TYPES:
+                rasters[name] = raster.float()
         if len({len(raster) for raster in rasters.values()}) > 1:
             sizes = ', '.join(f'{len(raster)} of {name}' for name, raster in rasters.items())
             raise InputError(f'The batch holds {sizes} samples; give each sample all, NaN where '

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..modalities import Modality
 from ..views import are_square, turned
 from .base import BaseEncoder, Batch, evaluating
 from .building import build
@@ -26,7 +27,8 @@ class HeadFacts:
         classes: Names by label.
         features: What it reads: ``embedding``, or ``depths`` (several depths pooled).
         multilabel: Whether a sample may have several classes.
-        image_sizes: Height and width, pixels, of the chips that it learned from, by modality.
+        image_sizes: Height and width, pixels, of the chips that it learned from, by modality: the
+            head may be asked about these modalities; about all of the encoder's if there is none.
         gsd: Their metres per pixel, by modality, where it was told.
         turns: Whether the probabilities are the mean over all eight flips and quarter turns.
     """
@@ -76,6 +78,12 @@ class Classifier(nn.Module):
         super().__init__()
         self.encoder, self.head, self.facts = encoder, head, facts
         self.eval()
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """What the head learned from, out of what the encoder knows."""
+        known, learned = self.encoder.modalities, self.facts.image_sizes
+        return {k: m for k, m in known.items() if not learned or k in learned}
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Tensor:

@@ -36,7 +36,7 @@ def from_pretrained(
     source: str | os.PathLike[str],
     revision: str | None = None,
     bands: Mapping[str, Sequence[str]] | None = None,
-    modalities: Sequence[ModalitySpec] | None = None,
+    modalities: Sequence[ModalitySpec] | ModalitySpec | None = None,
     strict_bands: bool = False,
     local_files_only: bool = False,
 ) -> BaseEncoder:

@@ -361,24 +361,33 @@ class PatchEmbed(nn.Module):
 
 def unit_problem(x: Tensor, modality: Modality) -> str:
     """Say what is wrong when values (B, C, H, W) cannot be in the modality's unit; else ''."""
-    bounds = modality.valid_range
-    if bounds is None:
+    bounds, decibels = modality.valid_range, 'dB' in modality.unit
+    if bounds is None and not decibels:
         return ''
     sample = x[..., ::11, ::11]  # 1 % of the pixels tell a wrong unit as well as all
     seen = sample[sample.isfinite()]
     if not len(seen):
         return ''
+    # Linear power given as dB lies inside the range too, but hardly any ground echoes all it gets.
+    linear = decibels and float(seen.min()) >= 0
+    if not linear and (bounds is None or not _are_outside(seen, bounds)):
+        return ''
+    expected = '' if bounds is None else f' ({bounds[0]:g} to {bounds[1]:g})'
+    remedy = 'take 10 log10 of linear power' if linear else 'pass raw values'
+    return (
+        f'{modality.name} came with values from {float(seen.min()):.4g} to '
+        f'{float(seen.max()):.4g}, but is expected in the unit "{modality.unit}"{expected}; '
+        f'{remedy}, the encoder normalises them.'
+    )
+
+
+def _are_outside(seen: Tensor, bounds: tuple[float, float]) -> bool:
+    """Whether more values (n,) lie beyond the bounds of a unit than noise explains."""
     margin = 0.2 * (bounds[1] - bounds[0])  # views with another contrast are no reason to warn
     outside = (seen < bounds[0] - margin) | (seen > bounds[1] + margin)
     # Reflectance 0..1 given as DN 0..10000 lies inside the range; its size betrays it.
     scaled = bounds[0] >= 0 and bounds[1] > 100 and 0 < float(seen.max()) <= 1.5
-    if float(outside.float().mean()) <= 0.01 and not scaled:
-        return ''
-    return (
-        f'{modality.name} came with values from {float(seen.min()):.4g} to '
-        f'{float(seen.max()):.4g}, but is expected in the unit "{modality.unit}" '
-        f'({bounds[0]:g} to {bounds[1]:g}); pass raw values, the encoder normalises them.'
-    )
+    return float(outside.float().mean()) > 0.01 or scaled
 
 
 def all_finite(x: Tensor) -> bool:

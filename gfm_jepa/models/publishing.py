@@ -18,7 +18,7 @@ from .base import BaseEncoder
 from .golden import verify_golden, write_golden
 from .hub import from_pretrained, is_matrix, load_checkpoint, write_encoder
 from .model_card import CardFacts, inherited_facts, model_card
-from .weight_files import CARD, read_json, refuse_foreign, replace_folder
+from .weight_files import CARD, read_json, refuse_foreign, replace_folder, weights_hash
 
 # What must not leave the machine: keys of the usual services, and absolute paths.
 _PRIVATE = {
@@ -59,12 +59,13 @@ def publish(
         Where it is: the folder, or the address on the Hub and the commit.
 
     Raises:
-        InputError: If the source is no encoder, something private would leave the machine, or the
-            Hub refuses.
+        InputError: If the source is no encoder, the rows of the card are of other weights,
+            something private would leave the machine, or the Hub refuses.
     """
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo_id):
         raise InputError(f'{repo_id!r} should be a name on the Hub, such as org/name.')
     encoder = from_pretrained(source)
+    require_rows_of(encoder, facts.rows)  # before the weights are rounded
     facts = inherited_facts(facts, bundled_folder(str(source)) or Path(source))
     run = describe_run(Path(source)) if Path(source).is_file() else {}
     parent = None
@@ -158,6 +159,20 @@ def read_rows(path: Path) -> Sequence[Mapping[str, Any]]:
     ):
         raise InputError(f'{path} should hold the rows that `gfm-jepa probe --output` writes.')
     return rows
+
+
+def require_rows_of(encoder: BaseEncoder, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse rows that other weights were measured for; those that do not say which are taken.
+
+    Raises:
+        InputError: If the first row, which is of the weights, states another hash.
+    """
+    stated = rows[0].get('weights_hash') if rows else None
+    if stated and stated != (own := weights_hash(encoder)):
+        raise InputError(
+            f'The rows are of weights with the hash {stated} ({rows[0]["name"]}), but those to be '
+            f'published have {own}; run `gfm-jepa probe` on them, and give its rows.'
+        )
 
 
 def _upload(folder: Path, repo_id: str, tag: str | None, private: bool) -> str:

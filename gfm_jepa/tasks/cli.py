@@ -1,5 +1,6 @@
 """LightningCLI as we use it: data modules and tasks by class, one list of modalities."""
 
+import re
 from argparse import ArgumentError
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any, Self
 import torch
 from jsonargparse import ArgumentError as JsonArgumentError
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
@@ -20,6 +22,7 @@ from ..errors import InputError
 from ..models.hub import load_checkpoint
 from .base import PretrainTask
 from .callbacks import NaNGuard
+from .pixelwise import PixelTask
 from .runs import (
     AtomicCheckpointIO,
     DrawDashboard,
@@ -27,9 +30,25 @@ from .runs import (
     default_loggers,
     newest_checkpoint,
 )
+from .supervised import SupervisedTask
 
 # What jsonargparse says besides what is wrong.
 _NOISE = ('Subtypes', 'Errors:', 'Given value', "- Expected a <class 'NoneType'>", 'Does not valid')
+
+
+class SaveConfig(SaveConfigCallback):
+    """Write config.yaml as soon as training begins.
+
+    Not before: a run that goes on keeps what it was made with until its checkpoint has fitted, and
+    a test keeps it for good.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Wait."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it."""
+        super().setup(trainer, pl_module, 'fit')
 
 
 class GfmJepaCLI(LightningCLI):
@@ -54,13 +73,16 @@ class GfmJepaCLI(LightningCLI):
                 seed_everything_default=0,
                 # Our samplers shard by rank, and keep batches of one shape together.
                 trainer_defaults={'use_distributed_sampler': False},
+                save_config_callback=SaveConfig,
                 save_config_kwargs={'overwrite': True},
                 auto_configure_optimizers=False,
                 # Checkpoints hold plain values only, so that they load without unpickling.
                 load_from_checkpoint_support=False,
                 args=words,
             )
-        except (ArgumentError, JsonArgumentError, ValueError, TypeError) as error:
+        except (
+            ArgumentError, JsonArgumentError, ValueError, TypeError, MisconfigurationException
+        ) as error:  # fmt: skip
             raise _as_input_error(error) from error
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -79,7 +101,7 @@ class GfmJepaCLI(LightningCLI):
         """Add what every run has unless it is told otherwise: loggers, guards, whole checkpoints.
 
         Raises:
-            InputError: If ``--ckpt_path last`` finds no checkpoint.
+            InputError: If ``--ckpt_path last``, or any but ``fit`` with ``auto``, finds none.
         """
         settings = self._get(self.config_init, 'trainer')
         root, name = Path(settings['default_root_dir'] or 'runs'), self._run_name()
@@ -107,9 +129,12 @@ class GfmJepaCLI(LightningCLI):
         return len(self.datamodule.modalities) > 1 or bool(config and config.weights)
 
     def _run_name(self) -> str:
-        """What the run is called: as its config file, or as its method."""
-        files = self._get(self.config, 'config') or []
-        stems = [Path(str(file)).stem for file in files]
+        """What the run is called: as its config file, or the run that wrote it; or its method."""
+        paths = [Path(str(file)).absolute() for file in self._get(self.config, 'config') or []]
+        stems = [
+            p.parent.parent.name if re.fullmatch(r'version_\d+', p.parent.name) else p.stem
+            for p in paths
+        ]
         return next((s for s in stems if s != 'config'), type(self.model).__name__.lower())
 
     def _find_checkpoint(self, settings: dict[str, Any], folder: Path) -> Path | None:
@@ -127,6 +152,11 @@ class GfmJepaCLI(LightningCLI):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath:
                 folder = Path(callback.dirpath)
         found = newest_checkpoint(folder)
+        if found is None and self.subcommand != 'fit':
+            raise InputError(
+                f'There is no checkpoint in {folder} to {self.subcommand}; name one with '
+                f'--ckpt_path, or give the words of the run that wrote it.'
+            )
         if found is None and wanted == 'last':
             raise InputError(
                 f'There is no checkpoint in {folder} to go on from; start without --ckpt_path, or '
@@ -149,7 +179,10 @@ class GfmJepaCLI(LightningCLI):
         for callback in self.trainer.checkpoint_callbacks:
             path = getattr(callback, 'last_model_path', '')
             if path:
-                rank_zero_info(f'checkpoint: {path}; probe it with `gfm-jepa probe {path} ...`')
+                verb = 'probe'
+                if isinstance(self.model, SupervisedTask):
+                    verb = 'segment' if isinstance(self.model, PixelTask) else 'classify'
+                rank_zero_info(f'checkpoint: {path}; use it with `gfm-jepa {verb} {path} ...`')
 
     def before_validate(self) -> None:
         """Look before anything is written."""
@@ -160,14 +193,29 @@ class GfmJepaCLI(LightningCLI):
         self._look('test', 'test')
 
     def before_predict(self) -> None:
-        """Look before anything is written."""
+        """Look before anything is written, and whether something will be.
+
+        Raises:
+            InputError: If no callback writes what is predicted.
+        """
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(c, BasePredictionWriter) for c in callbacks):
+            raise InputError(
+                'Nothing would write what is predicted; add --trainer.callbacks='
+                'gfm_jepa.tasks.WriteEmbeddings --trainer.callbacks.output=FOLDER.zarr, or take '
+                '`gfm-jepa embed`.'
+            )
         self._look('predict', 'predict')
 
     def _look(self, stage: str, part: str) -> None:
         """Set the data up, put one sample past the encoder, and open the checkpoint."""
         path = self._get(self.config_init, 'ckpt_path')
-        if path and path not in ('best', 'hpc', 'registry'):
-            load_checkpoint(Path(path))
+        named = path and path not in ('best', 'hpc', 'registry')
+        if named and 'pytorch-lightning_version' not in load_checkpoint(Path(path)):
+            raise InputError(
+                f'{path} holds weights, but no state of a run; give them as '
+                f'--model.encoder.weights, or name a checkpoint of `gfm-jepa fit`.'
+            )
         self.datamodule.setup(stage)
         sample = getattr(self.datamodule, f'{part}_dataloader')().dataset[0]
         batch = {k: v[None] if isinstance(v, Tensor) else v for k, v in sample.items()}
@@ -203,6 +251,8 @@ def _as_input_error(error: BaseException) -> BaseException:
         if isinstance(below, InputError):
             return InputError(str(below))
         below = below.__cause__ or below.__context__
+    if isinstance(error, MisconfigurationException):
+        return InputError(f'{" ".join(str(error).split())[:300]} Change the options of trainer.')
     if not isinstance(error, ArgumentError | JsonArgumentError):
         return error
     lines = [line.strip() for line in str(error).splitlines()]

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, R2Score
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+from ..data.datamodules import PretrainDataModule
 from ..errors import InputError
 from ..modalities import Modality, resolve
 from ..models import Encoder
@@ -105,6 +106,13 @@ class PixelTask(SupervisedTask):
     def unit(self) -> dict[str, float | None]:
         """Mean and standard deviation that answers are measured in; None for classes."""
         return {'mean': None, 'std': None}
+
+    def setup(self, stage: str) -> None:
+        """Tell the data that samples without the target are of no use."""
+        super().setup(stage)
+        data = getattr(self.trainer, 'datamodule', None)
+        if isinstance(data, PretrainDataModule):
+            data.needs = self.target
 
     def answer(self, batch: Mapping[str, Any]) -> Tensor:
         """Answers (B, K, H, W) on the grid of the first input."""

@@ -32,15 +32,25 @@ def main(words: Sequence[str]) -> None:
     args = parser.parse_args(words)
     from ..errors import InputError
     from ..evaluation.anomalies import highest, score_anomalies
-    from ..evaluation.embeddings import Embeddings, open_embeddings, require_like
+    from ..evaluation.embeddings import (
+        Embeddings,
+        open_embeddings,
+        require_like,
+        require_same_weights,
+    )
     from ..evaluation.map_figures import score_maps
     from ..evaluation.plots import save
+    from ..output_paths import picture_beside, require_clear
 
+    if args.neighbours < 1:
+        raise InputError(f'--neighbours is {args.neighbours}; give at least 1.')
     if args.bands and args.predictor:
         raise InputError('Give --bands or --predictor, not both.')
+    picture = picture_beside(args.output, args.picture, (*args.inputs, args.train, args.predictor))
     if args.bands or args.predictor:
         if args.output.suffix not in ('.tif', '.tiff'):
             raise InputError(f'{args.output} should end in .tif: what comes of rasters is a map.')
+        require_clear(args.output, (*args.inputs, args.train))
         found = _score_bands(args) if args.bands else _prediction_errors(args)
         scores = {name: found.column(i) for i, name in enumerate(found.names)}
         shown: Embeddings = found
@@ -52,9 +62,10 @@ def main(words: Sequence[str]) -> None:
         shown = open_embeddings(Path(args.inputs[0]))
         require_like(args.output, shown)
         known = open_embeddings(args.train) if args.train else None
+        if known is not None:
+            require_same_weights(shown, known)
         scores = score_anomalies(shown, known, args.neighbours)
         shown.write(args.output, scores)
-    picture = args.picture or args.output.with_suffix('.png')
     save(score_maps(shown, scores, 'anomalies', _LABELS), picture)
     print(f'{args.output}, {picture}')
     print(json.dumps({name: highest(shown, values) for name, values in scores.items()}))

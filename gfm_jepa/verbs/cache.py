@@ -4,7 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .raster_arguments import add_raster_arguments, filter_of
+from ..errors import InputError
+from .raster_arguments import CHIP_SIZE, add_raster_arguments, filter_of, require_filter
 
 
 def main(words: Sequence[str]) -> None:
@@ -21,6 +22,12 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument('--split', help='name of the split to take from an index')
     parser.add_argument('--num-workers', type=int, default=0, help='processes that read')
     args = parser.parse_args(words)
+    require_filter(args)
+    if [Path(p).suffix for p in args.paths] == ['.parquet'] and (args.chip_size or args.stride):
+        raise InputError(
+            f'{args.paths[0]} is an index, which has a chip size and stride of its own; leave '
+            f'--chip-size and --stride out.'
+        )
     from dataclasses import replace
 
     from ..data.caches import write_cache
@@ -28,8 +35,8 @@ def main(words: Sequence[str]) -> None:
     from ..data.rasters import Rasters
 
     rasters = Rasters(
-        args.paths, modalities_of(args.modalities), args.chip_size, args.stride, args.patch_size,
-        args.num_dates, replace(filter_of(args), split=args.split),
+        args.paths, modalities_of(args.modalities), args.chip_size or CHIP_SIZE, args.stride,
+        args.patch_size, args.num_dates, replace(filter_of(args), split=args.split),
     )  # fmt: skip
     print(rasters.report())
     print(write_cache(rasters, args.output, args.num_workers))

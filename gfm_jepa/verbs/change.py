@@ -42,10 +42,18 @@ def main(words: Sequence[str]) -> None:
     from ..errors import InputError
     from ..evaluation.change import change_maps, otsu, ranking
     from ..evaluation.clusters import read_on
-    from ..evaluation.embeddings import EmbeddingMap, open_embeddings, require_like
+    from ..evaluation.embeddings import (
+        EmbeddingMap,
+        open_embeddings,
+        require_like,
+        require_same_weights,
+    )
     from ..evaluation.map_figures import score_maps
     from ..evaluation.plots import save
+    from ..output_paths import picture_beside
 
+    read = (args.before, args.after, args.labels, args.weights)
+    picture = picture_beside(args.output, args.picture, read, args.mask)
     before, after = open_embeddings(args.before), open_embeddings(args.after)
     if not isinstance(before, EmbeddingMap) or not isinstance(after, EmbeddingMap):
         raise InputError('Change is a difference of maps; give two .tif of embeddings.')
@@ -57,6 +65,7 @@ def main(words: Sequence[str]) -> None:
     if args.weights:
         scores = {'pixels': _by_pixel(args, before, replace(after, like=before))}
     else:
+        require_same_weights(before, after)
         scores = change_maps(before, after)
     result = {}
     if args.labels:
@@ -68,7 +77,6 @@ def main(words: Sequence[str]) -> None:
         changed = (chosen > otsu(chosen)).astype(np.uint8)
         changed[np.isnan(chosen)] = 255
         before.write(args.mask, {'changed': changed})
-    picture = args.picture or args.output.with_suffix('.png')
     title = f'{args.before.stem} to {args.after.stem}'
     save(score_maps(before, scores, title, _LABELS), picture)
     print(f'{args.output}, {picture}')
@@ -80,7 +88,7 @@ def _by_pixel(
 ) -> 'NDArray[np.float32]':
     """Scores of two scenes by place."""
     from ..errors import InputError
-    from ..evaluation.pixel_change import bands_of, pixel_change
+    from ..evaluation.pixel_change import band_orders, bands_of, pixel_change
     from ..models import Encoder
     from ..models.hub import from_pretrained
 
@@ -92,7 +100,10 @@ def _by_pixel(
     if not isinstance(encoder, Encoder):
         raise InputError(f'{args.weights} is a timm model; compare maps of `gfm-jepa embed`.')
     modality = args.modality or next(iter(encoder.modalities))
-    return pixel_change(encoder, modality, bands_of(before), bands_of(after)).ravel()
+    # Who gives --bands says what is where.
+    orders = (None, None) if bands else band_orders(before, after, encoder.modalities[modality])
+    dates = [bands_of(x, order) for x, order in zip((before, after), orders, strict=True)]
+    return pixel_change(encoder, modality, *dates).ravel()
 
 
 _LABELS = {

@@ -24,7 +24,9 @@ def main(words: Sequence[str]) -> None:
     from ..evaluation.embeddings import open_embeddings, require_like
     from ..evaluation.map_figures import cluster_map
     from ..evaluation.plots import save
+    from ..output_paths import picture_beside
 
+    picture = picture_beside(args.output, args.picture, (args.embeddings, args.labels))
     embeddings = open_embeddings(args.embeddings)
     require_like(args.output, embeddings)
     found = cluster(embeddings, args.k, args.seed)
@@ -32,7 +34,6 @@ def main(words: Sequence[str]) -> None:
     if args.labels:
         result |= agreement(found.labels, labels_of(embeddings, args.labels))
     embeddings.write(args.output, {'cluster': found.labels})
-    picture = args.picture or args.output.with_suffix('.png')
     save(cluster_map(embeddings, found.labels, args.embeddings.name), picture)
     print(f'{args.output}, {picture}')
     print(json.dumps({k: round(v, 4) for k, v in result.items()}))

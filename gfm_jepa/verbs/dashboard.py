@@ -14,6 +14,10 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument('run', type=Path, help='folder of a run, or its metrics.csv')
     parser.add_argument('-o', '--output', type=Path, required=True, help='png, pdf or svg to write')
     args = parser.parse_args(words)
+    from ..output_paths import PICTURES, require_apart, require_ending
+
+    require_ending(args.output, PICTURES)
+    require_apart([args.output], [args.run])
     from ..evaluation.dashboard import write_dashboard
 
     print(write_dashboard(args.run, args.output))

@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from .raster_arguments import add_raster_arguments, filter_of
+from ..output_paths import require_apart, require_ending
+from .raster_arguments import CHIP_SIZE, add_raster_arguments, filter_of, require_filter
+
+# What chips may be divided by: two rules, and the columns of an index.
+SPLIT_BY = ('blocks', 'longitude', 'file', 'modality', 'bands', 'window_col', 'window_row',
+            'window_size', 'gsd', 'crs', 'warped', 'time', 'valid_share', 'cloud_share',
+            'file_valid_share', 'folder', 'notes')  # fmt: skip
 
 
 def main(words: Sequence[str]) -> None:
@@ -26,6 +32,12 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument('--seed', type=int, default=0, help='of the blocks')
     parser.add_argument('--map', type=Path, help='PNG of the splits; beside the index by default')
     args = parser.parse_args(words)
+    require_ending(args.output, ('.parquet',))
+    require_filter(args)
+    if args.split and args.split not in SPLIT_BY:
+        raise InputError(
+            f'There is no column {args.split!r} to split by; give one of {", ".join(SPLIT_BY)}.'
+        )
     from ..data.index import IndexSettings, make_folder, modalities_of, write_index
     from ..data.sidecars import Facts
     from ..data.splits import SplitRule, draw_splits
@@ -33,13 +45,15 @@ def main(words: Sequence[str]) -> None:
     rule = SplitRule(args.split, args.block_size, tuple(args.shares), args.seed) if (
         args.split) else None  # fmt: skip
     settings = IndexSettings(
-        modalities_of(args.modalities), args.chip_size, args.stride,
+        modalities_of(args.modalities), args.chip_size or CHIP_SIZE, args.stride,
         Facts(bands=tuple(args.bands) if args.bands else None, nodata=args.nodata),
         filter_of(args), rule,
     )  # fmt: skip
     picture = args.map or args.output.with_suffix('.png')
     if picture.suffix != '.png':
         raise InputError(f'The map {picture} should be a file that ends in .png.')
+    read = (*args.paths, *args.modalities, args.area)
+    require_apart((args.output, picture if rule else None), read)
     make_folder(picture.parent)
     print(write_index(args.paths, args.output, settings))
     if rule is not None:

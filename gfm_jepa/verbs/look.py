@@ -46,17 +46,21 @@ def main(words: Sequence[str]) -> None:
     from ..inference.windows import Windows
     from ..models import Encoder
     from ..models.hub import from_pretrained
+    from ..output_paths import require_apart, require_folder
 
+    pictures = {name: args.output / f'{name}.png' for name in args.figures or FIGURES}
+    require_folder(args.output)
+    require_apart(pictures.values(), (args.weights, *args.inputs))
     encoder = from_pretrained(args.weights)
     if not isinstance(encoder, Encoder):
         raise InputError(f'{args.weights} is a timm model; its inside is not drawn.')
     scenes, _ = find_scenes(args.inputs, encoder.modalities, encoder.patch_sizes, args.window)
     make_folder(args.output)
     with closing(Windows(encoder, scenes, args.windows, args.seed)) as windows:
-        for name in args.figures or FIGURES:
+        for name, picture in pictures.items():
             try:
-                save(_draw(name, args, encoder, windows), args.output / f'{name}.png')
-                print(args.output / f'{name}.png')
+                save(_draw(name, args, encoder, windows), picture)
+                print(picture)
             except InputError as error:
                 if args.figures:
                     raise

@@ -19,6 +19,13 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument('--figures', type=Path, help='write figures into this folder')
     parser.add_argument('--no-baselines', action='store_true', help='the weights alone')
     args = parser.parse_args(words)
+    from ..output_paths import require_apart, require_ending, require_folder
+
+    if args.output:
+        require_ending(args.output, ('.json',))
+        require_apart([args.output], (args.weights, Path(args.weights) / 'config.json'))
+    if args.figures:
+        require_folder(args.figures)
     from ..data.benchmarks import load_benchmark
     from ..evaluation.probes import report
     from ..models.hub import from_pretrained

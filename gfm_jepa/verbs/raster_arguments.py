@@ -1,10 +1,16 @@
 """What verbs ask for alike: which chips to take, and how windows go over scenes."""
 
 import argparse
+from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..data.chips import ChipFilter
+
+CHIP_SIZE = 96  # pixels, where nothing is said
 
 
 def add_raster_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +19,7 @@ def add_raster_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--modalities', nargs='+', default=(), help='names or YAML; known by default'
     )
-    parser.add_argument('--chip-size', type=int, default=96, help='pixels')
+    parser.add_argument('--chip-size', type=int, help=f'pixels; {CHIP_SIZE} by default')
     parser.add_argument('--stride', type=int, help='pixels; chip-size by default')
     parser.add_argument('--min-valid', type=float, default=0.25, help='lowest share with data')
     parser.add_argument('--max-cloud', type=float, default=1.0, help='highest share under cloud')
@@ -27,6 +33,30 @@ def filter_of(args: argparse.Namespace) -> 'ChipFilter':
     from ..data.chips import ChipFilter
 
     return ChipFilter(args.min_valid, args.max_cloud, args.start, args.end, args.area)
+
+
+def require_filter(args: argparse.Namespace) -> None:
+    """Refuse days that are none and an area that cannot be read, before any raster is.
+
+    Args:
+        args: Of `add_raster_arguments`; days become such as 2019-06-01, which is compared as text.
+
+    Raises:
+        InputError: Naming the option.
+    """
+    for option in ('start', 'end'):
+        if (word := getattr(args, option)) is None:
+            continue
+        try:
+            setattr(args, option, date.fromisoformat(word).isoformat())
+        except ValueError as error:
+            raise InputError(f'--{option} is {word}; give a day, such as 2019-06-01.') from error
+    if args.start and args.end and args.start > args.end:
+        raise InputError(f'--start {args.start} is after --end {args.end}; swap them.')
+    if args.area:
+        from ..data.chips import read_area
+
+        read_area(Path(args.area))
 
 
 def add_window_arguments(parser: argparse.ArgumentParser) -> None:

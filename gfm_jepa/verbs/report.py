@@ -19,13 +19,14 @@ def main(words: Sequence[str]) -> None:
     args = parser.parse_args(words)
     from ..errors import InputError
     from ..evaluation.report import write_report
+    from ..output_paths import require_apart, require_ending
 
-    if args.output.suffix not in ('.html', '.htm'):
-        raise InputError(f'{args.output} should end in .html.')
+    require_ending(args.output, ('.html', '.htm'))
     layers: dict[str, Path] = {}
     for word in args.layer:
         name, _, file = word.partition('=')
         if not file or name in ('scene', 'features', *layers):
             raise InputError(f'--layer {word} should be NAME=FILE, with a name of its own.')
         layers[name] = Path(file)
+    require_apart([args.output], (*args.sources, args.scene, *layers.values()))
     print(write_report(args.sources, args.output, args.scene, layers))

@@ -36,7 +36,11 @@ def main(words: Sequence[str]) -> None:
     from ..evaluation.map_figures import found_places
     from ..evaluation.plots import save
     from ..evaluation.search import Search, load, similarity
+    from ..output_paths import picture_beside
 
+    if args.k < 1:
+        raise InputError(f'-k is {args.k}; give at least 1 place to find.')
+    picture = picture_beside(args.output, args.picture, (args.embeddings, args.image, args.weights))
     embeddings = open_embeddings(args.embeddings)
     require_like(args.output, embeddings)
     values, places = load(embeddings)
@@ -59,7 +63,6 @@ def main(words: Sequence[str]) -> None:
         embeddings.write(args.output, {'similarity': everywhere})
     else:
         embeddings.write(args.output, {'similarity': score}, found)
-    picture = args.picture or args.output.with_suffix('.png')
     origin = None if at is None else embeddings.positions(np.array([at]))[0].tolist()
     save(found_places(embeddings, everywhere, found, origin), picture)
     print(f'{args.output}, {picture}')

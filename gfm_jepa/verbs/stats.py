@@ -18,6 +18,11 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument('--nodata', type=float, help='value of "not there", if the files tag none')
     parser.add_argument('-o', '--output', type=Path, help='write YAML here, not to the screen')
     args = parser.parse_args(words)
+    from ..output_paths import require_apart, require_ending
+
+    if args.output:
+        require_ending(args.output, ('.yaml', '.yml'))
+        require_apart([args.output], args.paths)
     from ..data.statistics import describe
 
     text = describe(args.paths, args.name, args.bands, args.unit, args.nodata)
