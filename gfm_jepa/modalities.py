@@ -8,6 +8,7 @@ and name it in the config.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,10 @@ class Modality:
                     f'Modality {self.name!r} has {key} {getattr(self, key)!r}; give '
                     f'{"a number" if count == 0 else "two numbers" if count else "numbers"}.'
                 )
+        for key in ('mean', 'std', 'valid_range'):  # numpy's numbers are none to JSON
+            if getattr(self, key) is not None:
+                object.__setattr__(self, key, tuple(float(v) for v in getattr(self, key)))
+        object.__setattr__(self, 'gsd', float(self.gsd))
         if not self.bands or len(set(self.bands)) != len(self.bands):
             raise InputError(
                 f'Modality {self.name!r} has bands {self.bands}; give each band a name of its own.'
@@ -123,7 +128,7 @@ class Modality:
 def _are_numbers(value: Any, count: int | None) -> bool:
     """Whether it is a finite number (count 0), a tuple of so many, or of any number (None)."""
     if count == 0:
-        return isinstance(value, int | float) and math.isfinite(value)
+        return isinstance(value, Real) and math.isfinite(value)
     if value is None:
         return count is not None
     fits = isinstance(value, tuple) and count in (None, len(value))
@@ -325,8 +330,11 @@ def resolve(spec: 'Modality | str | Mapping[str, Any]') -> Modality:
         raise InputError(f'A modality needs a name; got the fields {", ".join(spec)}.')
     base = MODALITIES.get(spec['name'])
     if base is not None:
-        if set(spec.get('bands', ())) <= set(base.bands):
-            base = pick_bands(base, spec.get('bands', base.bands))
+        named = spec.get('bands', base.bands)
+        if not isinstance(named, list | tuple):
+            raise InputError(f'bands of {base.name} is {named!r}; give a list of names.')
+        if set(named) <= set(base.bands):
+            base = pick_bands(base, named)
         else:  # other bands have other names and statistics
             base = replace(base, bands=('?',), mean=(), std=(), common_names=(), dark_band=None)
         return replace(base, **spec)

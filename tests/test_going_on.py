@@ -1,5 +1,7 @@
 """Runs that go on from trained weights: new sensors, a trunk that stays."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import sensor
@@ -8,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from gfm_jepa import InputError, from_pretrained, save_pretrained
 from gfm_jepa.evaluation.readouts import add_readout
+from gfm_jepa.modalities import RGB
 from gfm_jepa.models import Encoder
 from gfm_jepa.tasks import IJEPA, EncoderConfig, VICReg
 
@@ -100,3 +103,12 @@ def test_kinds_of_stem_by_modality(tmp_path):
     assert again.forward_depths(batch).isfinite().all()
     with pytest.raises(InputError, match='stem says nothing of relief'):
         Encoder([COLOURS, RELIEF], 8, 32, 2, 2, stem={'colours': 'conv'})
+
+
+def test_statistics_of_the_data_give_way_to_the_trained_ones(tmp_path):
+    """Folders of images compute their own; filters hold only under those they were trained with."""
+    save_pretrained(Encoder(['rgb'], 8, 32, 1, 2, stem='conv'), tmp_path / 'trained')
+    own = replace(RGB, mean=(9.0, 9.0, 9.0), std=(2.0, 2.0, 2.0))
+    task = VICReg([own], EncoderConfig(weights=str(tmp_path / 'trained')))
+    task.configure_model()
+    assert task.encoder.modalities['rgb'].mean == RGB.mean

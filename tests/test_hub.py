@@ -314,14 +314,20 @@ def test_what_belongs_to_something_else_is_not_replaced(tmp_path, capfd):
         (tmp_path / 'site' / name).write_text(content)
         assert main(words) == 2
         assert f'holds a {name} that belongs to something else' in capfd.readouterr().err
-        with pytest.raises(InputError, match='belongs to something else'):
-            save_pretrained(encoder_of(), tmp_path / 'site')
+        if name == 'config.json':
+            with pytest.raises(InputError, match='belongs to something else'):
+                save_pretrained(encoder_of(), tmp_path / 'site')
         assert [p.name for p in (tmp_path / 'site').iterdir()] == [name]
         shutil.rmtree(tmp_path / 'site')
     (tmp_path / 'site').write_text('a file')
     assert main(words) == 2 and 'is a file' in capfd.readouterr().err
     (tmp_path / 'site').unlink()
     assert main(words) == 0 and main(words) == 0  # its own it replaces
+    (tmp_path / 'site/config.json').unlink()  # as if it had been killed at the end
+    assert main(words) == 0
+    (tmp_path / 'clone').mkdir()
+    (tmp_path / 'clone/README.md').write_text('# A repository')
+    save_pretrained(encoder_of(), tmp_path / 'clone')  # writes no card
 
 
 def test_licence_and_data_go_with_the_weights(tmp_path):

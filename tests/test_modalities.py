@@ -1,3 +1,6 @@
+import json
+
+import numpy as np
 import pytest
 import yaml
 
@@ -84,3 +87,10 @@ def test_some_bands_of_a_known_sensor_keep_their_statistics():
     assert four.mean == (2563.2, 924.9) and four.common_names == ('nir', 'blue')
     other = resolve({'name': 's2_l2a', 'bands': ['B02', 'HAZE']})
     assert other.mean == () and other.common_names == ()
+
+
+def test_numbers_of_numpy_become_plain():
+    made = Modality('q', ('a',), np.float32(10), 'DN', tuple(np.ones(1, np.float32)), (1,))
+    assert json.loads(json.dumps(made.to_dict()))['mean'] == [1.0] and made.gsd == 10.0
+    with pytest.raises(InputError, match='bands of rgb is None'):
+        resolve({'name': 'rgb', 'bands': None})

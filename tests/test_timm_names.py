@@ -169,6 +169,16 @@ def test_weights_that_timm_is_told_of_are_not_the_bundled_ones(bundle, tmp_path)
     )
 
 
+def test_states_of_before_and_configs_without_a_source(bundle):  # noqa: F811
+    model = timm.create_model('gfm_jepa_nano', pretrained=True, pretrained_cfg={'num_classes': 3})
+    state = model.state_dict()
+    del state['patch_embed.gsd']
+    assert model.load_state_dict(state) and model.patch_embed.gsd == 10
+    own = {'name': 'rgb', 'mean': [1.0, 2, 3], 'std': [1.0, 1, 1]}
+    untrained = timm.create_model('gfm_jepa_nano', modality=own)
+    assert untrained.patch_embed.embed.modality.mean == (1.0, 2.0, 3.0)
+
+
 def test_timms_own_transform_gives_raw_values_back():
     model = timm.create_model('gfm_jepa_nano')
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from small_weights import OPTICAL, RADAR, bundle, chips  # noqa: F401
 
 from gfm_jepa import InputError, from_pretrained, save_pretrained, verify_golden
+from gfm_jepa.evaluation.band_correlations import BandCorrelations
 from gfm_jepa.models import Encoder, TimmEncoder
 from gfm_jepa.models.golden import write_golden
 from gfm_jepa.models.weight_files import check_header, read_safetensors
@@ -207,9 +208,19 @@ def test_what_is_compiled_is_written_and_what_nothing_could_read_is_not(folder, 
     class Mine(Encoder):
         pass
 
-    with pytest.raises(InputError, match='Mine cannot be written'):
-        save_pretrained(Mine([OPTICAL], 8, 32, 2, 2), tmp_path / 'mine')
-    assert not list((tmp_path / 'mine').iterdir())
+    save_pretrained(Mine([OPTICAL], 8, 32, 2, 2), tmp_path / 'mine')
+    assert type(from_pretrained(tmp_path / 'mine')) is Encoder
+    with pytest.raises(InputError, match='BandCorrelations cannot be written'):
+        save_pretrained(BandCorrelations(OPTICAL), tmp_path / 'other')
+    assert not list((tmp_path / 'other').iterdir())
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_weights_in_16_bits_come_back(tmp_path, dtype):
+    encoder = Encoder(['s2_l2a'], 8, 32, 1, 2).eval()
+    save_pretrained(encoder.to(dtype), tmp_path / 'half')
+    back = from_pretrained(tmp_path / 'half')
+    assert back.embedder('s2_l2a').mean[3].item() == pytest.approx(1340.9)  # not rounded
 
 
 @pytest.mark.filterwarnings('ignore:Validating sparse tensor')

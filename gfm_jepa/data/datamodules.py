@@ -16,7 +16,6 @@ from .caches import CachedChips, is_cache
 from .chips import ChipFilter
 from .eurosat import EuroSATRGB
 from .index import splits_of
-from .raster_files import require_half_of_bands
 from .rasters import Rasters, collate
 from .samplers import GroupBatchSampler, OrderedBatchSampler, ResumableLoader
 
@@ -246,7 +245,6 @@ class RastersDataModule(PretrainDataModule):
                 paths, self.modalities, self.chip_size, stride, self.patch_size, self.num_dates,
                 replace(self.keep, split=self.keep.split or split), self.strict,
             )  # fmt: skip
-            require_half_of_bands(c.file for c in dataset.file_chips)
         rank_zero_info(dataset.report())
         return dataset
 

@@ -63,6 +63,7 @@ class JoinedDataModule(PretrainDataModule):
         groups: list[Sequence[int]] = []
         start = 0
         for part, repeat in zip(self.parts, self.repeats, strict=True):
+            part.needs = self.needs
             own = [[start + i for i in group] for group in part.train_groups()]
             groups += own * repeat
             start += len(part.train_dataset)

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -358,6 +359,8 @@ def reason(error: Exception) -> str:
 def require_half_of_bands(files: Iterable[RasterFile]) -> None:
     """Refuse files of which none has half of the bands of its modality: no patch would count.
 
+    Beside another modality that has its bands, one that has not is warned of.
+
     Raises:
         InputError: Naming the modality and the bands that are there.
     """
@@ -366,13 +369,16 @@ def require_half_of_bands(files: Iterable[RasterFile]) -> None:
         best = most.setdefault(file.modality.name, file)
         if len(file.bands) > len(best.bands):
             most[file.modality.name] = file
-    for name, file in most.items():
-        if 2 * len(file.bands) < len(file.modality.bands):
-            bands = ', '.join(file.bands)
-            raise InputError(
-                f'{name} has {len(file.modality.bands)} bands, of which {file.path} holds '
-                f'{len(file.bands)} ({bands}), and no other file more; a patch counts with half of '
-                f'its values: name these bands alone, to train as data.modalities=[{{name: {name}, '
-                f'bands: [{bands}]}}], to embed by from_pretrained(..., bands={{...}}) and '
-                f'save_pretrained.'
-            )
+    lacking = [n for n, f in most.items() if 2 * len(f.bands) < len(f.modality.bands)]
+    for name in lacking:
+        file, bands = most[name], ', '.join(most[name].bands)
+        message = (
+            f'{name} has {len(file.modality.bands)} bands, of which {file.path} holds '
+            f'{len(file.bands)} ({bands}), and no other file more; a patch counts with half of '
+            f'its values: name these bands alone, to train as data.modalities=[{{name: {name}, '
+            f'bands: [{bands}]}}], to embed by from_pretrained(..., bands={{...}}) and '
+            f'save_pretrained.'
+        )
+        if len(lacking) == len(most):
+            raise InputError(message)
+        warnings.warn(message, stacklevel=2)

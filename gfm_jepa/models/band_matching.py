@@ -39,6 +39,7 @@ def match_bands(
     bands: Mapping[str, Sequence[str]] | None,
     modalities: Sequence[ModalitySpec] | ModalitySpec | None,
     stem: str | Mapping[str, str] | None = None,
+    strict: bool = True,
 ) -> tuple[Encoder, list[Match]]:
     """Build an encoder of other bands or modalities around a trained trunk.
 
@@ -53,6 +54,8 @@ def match_bands(
             modality; a mapping or `Modality` of a trained name may have other bands; any other
             name is a new sensor.
         stem: Of new sensors; as most of the trained ones have it by default.
+        strict: Refuse a unit and statistics of a trained band that are not the trained ones, where
+            they else are not looked at: data bring their own.
 
     Returns:
         The new encoder, in eval mode, and what was copied, per modality.
@@ -64,9 +67,11 @@ def match_bands(
     if isinstance(modalities, str | Modality | Mapping):
         modalities = [modalities]
     specs = list(trained.values()) if modalities is None else list(modalities)
-    wanted = {m.name: m for m in (resolve_over(s, trained) for s in specs)}
+    wanted = {m.name: m for m in (resolve_over(s, trained, strict) for s in specs)}
     if not specs or len(wanted) < len(specs):
-        names = ', '.join(s if isinstance(s, str) else resolve_over(s, trained).name for s in specs)
+        names = ', '.join(
+            s if isinstance(s, str) else resolve_over(s, trained, strict).name for s in specs
+        )
         raise InputError(
             f'modalities names {names or "none"}; name one or more, each once, or leave it out for '
             f'all that were trained.'
@@ -122,12 +127,15 @@ def refuse_new(matches: Sequence[Match]) -> None:
         )
 
 
-def resolve_over(spec: ModalitySpec, trained: Mapping[str, Modality]) -> Modality:
+def resolve_over(
+    spec: ModalitySpec, trained: Mapping[str, Modality], strict: bool = True
+) -> Modality:
     """What is asked for; under a trained name, the trained statistics of each known band.
 
     Args:
         spec: A name, a `Modality`, or a mapping of its fields.
         trained: Modalities by name, whose statistics hold.
+        strict: As in `match_bands`.
 
     Raises:
         InputError: If there are no statistics, or a unit or statistics of a trained band are
@@ -142,12 +150,12 @@ def resolve_over(spec: ModalitySpec, trained: Mapping[str, Modality]) -> Modalit
     known = trained.get(modality.name)
     if known is None:
         return modality.require_statistics()
-    if modality.unit != known.unit:
+    if strict and modality.unit != known.unit:
         raise InputError(
             f'{known.name} was trained in the unit "{known.unit}", but "{modality.unit}" is given; '
             f'convert the values, or give the sensor a name of its own.'
         )
-    return _with_statistics(modality, known)
+    return _with_statistics(modality, known, strict)
 
 
 def _with_bands(base: Modality, spec: Mapping[str, Any]) -> Modality:
@@ -161,12 +169,12 @@ def _with_bands(base: Modality, spec: Mapping[str, Any]) -> Modality:
     return replace(base, **given)
 
 
-def _with_statistics(modality: Modality, trained: Modality) -> Modality:
+def _with_statistics(modality: Modality, trained: Modality, strict: bool) -> Modality:
     """Fill in statistics by band name: filters hold only under those they were trained with."""
     usual = MODALITIES.get(modality.name)
     for at, band in enumerate(modality.bands):
         # Beside a new band those of the trained ones have to be given, too, and are not looked at.
-        if modality.mean and set(modality.bands) <= set(trained.bands):
+        if strict and modality.mean and set(modality.bands) <= set(trained.bands):
             given = (modality.mean[at], modality.std[at])
             if given not in [_statistics(m, band) for m in (trained, usual) if m]:
                 raise InputError(

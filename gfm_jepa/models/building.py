@@ -39,7 +39,7 @@ def build(source: Source) -> BaseEncoder:
         encoder = _made(kind, config, 'cpu', source.name)
         assert encoder is not None
         _check_state(encoder, state, source.name)
-    _check_statistics(encoder, state, source.name)
+    _check_statistics(encoder, state, source)
     # `assign` puts the tensors that were read in the place of those without memory.
     encoder.load_state_dict(state, assign=True)
     return encoder.eval()
@@ -130,13 +130,20 @@ def _check_state(encoder: BaseEncoder, state: Mapping[str, Tensor], name: str) -
         )
 
 
-def _check_statistics(encoder: BaseEncoder, state: Mapping[str, Tensor], name: str) -> None:
-    """Compare the statistics that the config states with those that the tensors hold."""
+def _check_statistics(encoder: BaseEncoder, state: dict[str, Tensor], source: Source) -> None:
+    """Compare the statistics that the config states with those of the tensors, and take them.
+
+    They are the same, but for rounding where the weights were stored in 16 bits.
+    """
+    bounds = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
     for modality in encoder.modalities.values():
         own = f'patch_embeds.{modality.name}.' if isinstance(encoder, Encoder) else ''
         for key, stated in (('mean', modality.mean), ('std', modality.std)):
-            if not torch.allclose(state[own + key].flatten(), torch.tensor(stated), rtol=1e-5):
+            value, wanted = state[own + key], torch.tensor(stated)
+            bound = bounds.get(source.state[own + key].dtype, 1e-5)
+            if not torch.allclose(value.flatten(), wanted, rtol=bound):
                 raise InputError(
-                    f'The weights of {name} do not fit its config: {key} of {modality.name} '
-                    f'differs; fetch both again.'
+                    f'The weights of {source.name} do not fit its config: {key} of '
+                    f'{modality.name} differs; fetch both again.'
                 )
+            state[own + key] = wanted.view_as(value)

@@ -44,9 +44,10 @@ def download(repo_id: str, revision: str | None, local_files_only: bool) -> tupl
             paths = [_fetch(repo_id, WEIGHTS, commit, local_files_only)]
         except EntryNotFoundError as error:
             # The client calls a server that fails "not in the cache", and that "not there".
-            if isinstance(error, LocalEntryNotFoundError) and not local_files_only:
+            absent = isinstance(error, LocalEntryNotFoundError) and not local_files_only
+            index = _index(repo_id, commit, local_files_only or absent)
+            if index is None:
                 raise
-            index = _fetch(repo_id, INDEX, commit, local_files_only)
             paths = [index, *(_fetch(repo_id, name, commit, local_files_only)
                               for name in shard_names(index))]  # fmt: skip
     except InputError:
@@ -96,6 +97,16 @@ def check_hash(path: Path) -> None:
             f'{path.name} has the hash {found[:12]}, but the Hub says {blob.name[:12]}; it is '
             f'damaged or was changed: delete {blob} and load again.'
         )
+
+
+def _index(repo_id: str, commit: str, local_files_only: bool) -> Path | None:
+    """The index of shards; None if only the cache is asked, and does not hold it."""
+    try:
+        return _fetch(repo_id, INDEX, commit, local_files_only)
+    except LocalEntryNotFoundError:
+        if local_files_only:
+            return None
+        raise
 
 
 def _fetch(repo_id: str, name: str, commit: str, local_files_only: bool) -> Path:

@@ -137,7 +137,8 @@ def write_encoder(encoder: BaseEncoder, folder: Path, half: bool = False) -> Non
         half: Store matrices as float16, which halves the file. Loading gives float32 again.
     """
     encoder = getattr(encoder, '_orig_mod', encoder)  # what torch.compile wraps
-    if type(encoder) not in CLASSES.values():
+    kind = next((name for name, k in CLASSES.items() if isinstance(encoder, k)), None)
+    if kind is None:
         raise InputError(
             f'{type(encoder).__name__} cannot be written, since nothing could read it: expected '
             f'{" or ".join(CLASSES)}.'
@@ -146,7 +147,7 @@ def write_encoder(encoder: BaseEncoder, folder: Path, half: bool = False) -> Non
     if half:
         state = {k: v.half() if is_matrix(v) else v for k, v in state.items()}
     save_file(state, folder / WEIGHTS, metadata={'format': 'pt'})
-    config = {'class': type(encoder).__name__, **encoder.config}
+    config = {'class': kind, **encoder.config}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + '\n')
 
 

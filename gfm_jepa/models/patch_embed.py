@@ -369,7 +369,7 @@ def unit_problem(x: Tensor, modality: Modality) -> str:
     if not len(seen):
         return ''
     # Linear power given as dB lies inside the range too, but hardly any ground echoes all it gets.
-    linear = decibels and float(seen.min()) >= 0
+    linear = decibels and float(seen.min()) >= 0 and float(seen.max()) > 0
     if not linear and (bounds is None or not _are_outside(seen, bounds)):
         return ''
     expected = '' if bounds is None else f' ({bounds[0]:g} to {bounds[1]:g})'

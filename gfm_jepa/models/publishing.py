@@ -18,7 +18,7 @@ from .base import BaseEncoder
 from .golden import verify_golden, write_golden
 from .hub import from_pretrained, is_matrix, load_checkpoint, write_encoder
 from .model_card import CardFacts, inherited_facts, model_card
-from .weight_files import CARD, read_json, refuse_foreign, replace_folder, weights_hash
+from .weight_files import CARD, CONFIG, read_json, refuse_foreign, replace_folder, weights_hash
 
 # What must not leave the machine: keys of the usual services, and absolute paths.
 _PRIVATE = {
@@ -70,7 +70,7 @@ def publish(
     run = describe_run(Path(source)) if Path(source).is_file() else {}
     parent = None
     if dry_run is not None:
-        refuse_foreign(dry_run)
+        refuse_foreign(dry_run, (CONFIG, CARD))
         parent = dry_run.resolve().parent
         parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent) as temporary:

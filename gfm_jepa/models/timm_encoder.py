@@ -41,6 +41,7 @@ class TimmEncoder(BaseEncoder):
         the stem for small images.
     """
 
+    needs_half = False
     mean: Tensor
     std: Tensor
 

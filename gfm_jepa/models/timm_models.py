@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..bundled import bundled_folder
 from ..errors import InputError
 from ..modalities import MODALITIES, Modality, resolve
-from .band_matching import ModalitySpec, resolve_over
+from .band_matching import ModalitySpec
 from .encoder import NUM_DEPTHS, Encoder, pool_depths
 from .hub import from_pretrained
 from .patch_embed import PatchEmbed
@@ -48,6 +48,13 @@ class RawPatchEmbed(nn.Module):
         self.register_buffer('gsd', torch.tensor(float(embed.modality.gsd)))
         self.patch_size = (embed.patch_size, embed.patch_size)
         self.set_input_size(img_size)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **options: Any
+    ) -> None:
+        """Take this model's gsd where a file of before says none."""
+        state_dict.setdefault(f'{prefix}gsd', self.gsd)
+        super()._load_from_state_dict(state_dict, prefix, *args, **options)
 
     def set_input_size(
         self,
@@ -266,9 +273,11 @@ def create(
 
 def _names_a_file(options: Mapping[str, Any]) -> bool:
     """Whether timm was told where weights in its own layout are, and has to read them."""
-    given, over = (options.get(k) for k in ('pretrained_cfg', 'pretrained_cfg_overlay'))
-    sources = {'file', 'url', 'hf_hub_id', 'state_dict'}
-    return bool(given and not isinstance(given, str)) or bool(sources & set(over or ()))
+    found: dict[str, Any] = {}
+    for given in (options.get(k) for k in ('pretrained_cfg', 'pretrained_cfg_overlay')):
+        if given is not None and not isinstance(given, str):
+            found |= given if isinstance(given, Mapping) else vars(given)
+    return any(found.get(key) for key in ('file', 'url', 'hf_hub_id', 'state_dict'))
 
 
 def _make(
@@ -363,7 +372,10 @@ def _choose(
     if spec is None:
         count = in_chans or 3
         if count not in BY_CHANNELS:
-            spec = _by_channels(count, known or MODALITIES, 'this model')
-            return resolve_over(spec, {**MODALITIES, **known})
+            return _by_name(_by_channels(count, known or MODALITIES, 'this model'), known)
         spec = BY_CHANNELS[count]
-    return resolve_over(spec, {**MODALITIES, **known})
+    return _by_name(spec, known) if isinstance(spec, str) else resolve(spec)
+
+
+def _by_name(name: str, known: Mapping[str, Modality]) -> Modality:
+    return known[name] if name in known else resolve(name)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,7 +190,7 @@ def replace_folder(temporary: Path, folder: Path) -> None:
     Raises:
         InputError: If there are files of those names that something else wrote.
     """
-    refuse_foreign(folder)
+    refuse_foreign(folder, [path.name for path in temporary.iterdir()])
     folder.mkdir(parents=True, exist_ok=True)
     # Nor one that speaks of other weights than those that lie beside it.
     (folder / CONFIG).unlink(missing_ok=True)
@@ -198,25 +198,31 @@ def replace_folder(temporary: Path, folder: Path) -> None:
         os.replace(path, folder / path.name)
 
 
-def refuse_foreign(folder: Path) -> None:
+def refuse_foreign(folder: Path, names: Sequence[str] = (CONFIG,)) -> None:
     """Refuse a folder whose config.json or model card is not one of ours.
+
+    Args:
+        folder: That is written into.
+        names: Of the files that are.
 
     Raises:
         InputError: If it would be replaced.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f'{folder} is a file; name a folder to write the encoder into.')
-    config, card = folder / CONFIG, folder / CARD
-    if config.is_file():
-        content = read_json(config)
-        ours = isinstance(content, dict) and 'modalities' in content
-    else:
-        ours = not card.exists()
-    if not ours:
-        raise InputError(
-            f'{folder} holds a {CONFIG if config.is_file() else CARD} that belongs to something '
-            f'else, and was left as it is; name another folder.'
-        )
+    for name in (CONFIG, CARD):
+        if name not in names or not (folder / name).is_file():
+            continue
+        if name == CONFIG:
+            content = read_json(folder / name)
+            ours = isinstance(content, dict) and 'modalities' in content
+        else:
+            ours = 'library_name: gfm_jepa' in (folder / name).read_text(errors='replace')
+        if not ours:
+            raise InputError(
+                f'{folder} holds a {name} that belongs to something else, and was left as it is; '
+                f'name another folder.'
+            )
 
 
 def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

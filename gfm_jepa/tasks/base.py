@@ -153,7 +153,9 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
             return trained
         given = [m.name for m in resolve_all(self.modality_specs)]
         kept = [n for n in trained.modalities if n not in given] if self.keeps_modalities else []
-        encoder, matches = match_bands(trained, None, [*kept, *self.modality_specs], c.stem)
+        encoder, matches = match_bands(
+            trained, None, [*kept, *self.modality_specs], c.stem, strict=False
+        )
         rank_zero_info(format_matches(matches))
         if c.freeze:
             embedders = [encoder.embedder(n) for n in trained.modalities if n in [*kept, *given]]

@@ -18,6 +18,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from ..data.datamodules import PretrainDataModule
+from ..data.raster_files import require_half_of_bands
+from ..data.rasters import Rasters
 from ..errors import InputError
 from ..models.hub import load_checkpoint
 from .base import PretrainTask
@@ -132,7 +134,9 @@ class GfmJepaCLI(LightningCLI):
         """What the run is called: as its config file, or the run that wrote it; or its method."""
         paths = [Path(str(file)).absolute() for file in self._get(self.config, 'config') or []]
         stems = [
-            p.parent.parent.name if re.fullmatch(r'version_\d+', p.parent.name) else p.stem
+            p.parent.parent.name
+            if p.stem == 'config' and re.fullmatch(r'version_\d+', p.parent.name)
+            else p.stem
             for p in paths
         ]
         return next((s for s in stems if s != 'config'), type(self.model).__name__.lower())
@@ -217,7 +221,10 @@ class GfmJepaCLI(LightningCLI):
                 f'--model.encoder.weights, or name a checkpoint of `gfm-jepa fit`.'
             )
         self.datamodule.setup(stage)
-        sample = getattr(self.datamodule, f'{part}_dataloader')().dataset[0]
+        dataset = getattr(self.datamodule, f'{part}_dataloader')().dataset
+        if self.model.encoder.needs_half and isinstance(dataset, Rasters):
+            require_half_of_bands(c.file for c in dataset.file_chips)
+        sample = dataset[0]
         batch = {k: v[None] if isinstance(v, Tensor) else v for k, v in sample.items()}
         self.model.encoder.check(self.model.one_date(batch, 0))
 

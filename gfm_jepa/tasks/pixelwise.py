@@ -112,7 +112,7 @@ class PixelTask(SupervisedTask):
         super().setup(stage)
         data = getattr(self.trainer, 'datamodule', None)
         if isinstance(data, PretrainDataModule):
-            data.needs = self.target
+            data.needs = None if stage == 'predict' else self.target
 
     def answer(self, batch: Mapping[str, Any]) -> Tensor:
         """Answers (B, K, H, W) on the grid of the first input."""
