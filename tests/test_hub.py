@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
+import huggingface_hub.file_download
 import pytest
 import torch
 from fake_hub import FakeHub
