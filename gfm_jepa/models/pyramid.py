@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from .patch_embed import ConvStem, PatchEmbed
-from .timm_models import RawVisionTransformer, create
+from .timm_models import RawVisionTransformer, create, keep_if_frozen
 
 STRIDES = (2, 4, 8, 16, 32)  # pixels from one cell to the next
 
@@ -76,8 +76,7 @@ class Pyramid(nn.Module):
         Raises:
             InputError: If bands or size are wrong.
         """
-        if self.training and not any(p.requires_grad for p in self.parameters()):
-            self.eval()  # frozen: batch norms keep their statistics
+        keep_if_frozen(self)
         grid = self.embed.grid(tuple(x.shape))
         fine = FineMaps(self.embed, x)
         last = self._trunk(fine.tokens().unflatten(1, grid)).mT.unflatten(2, grid)

@@ -28,6 +28,12 @@ BY_CHANNELS: Mapping[int, str] = {
 }  # fmt: skip
 
 
+def keep_if_frozen(module: nn.Module) -> None:
+    """Keep the statistics of batch norms where nothing is trained, whatever mode is set."""
+    if module.training and not any(p.requires_grad for p in module.parameters()):
+        module.eval()
+
+
 class RawPatchEmbed(nn.Module):
     """The `embed_layer` of a timm ViT that takes raw units: our `PatchEmbed` in timm's clothes.
 
@@ -84,18 +90,13 @@ class RawPatchEmbed(nn.Module):
         """Height and width in tokens of an image of so many pixels."""
         return img_size[0] // self.patch_size[0], img_size[1] // self.patch_size[1]
 
-    def keep_if_frozen(self) -> None:
-        """Keep the statistics of batch norms where nothing is trained, whatever mode is set."""
-        if self.training and not any(p.requires_grad for p in self.parameters()):
-            self.eval()
-
     def place(self, grid: tuple[int, int]) -> Tensor:
         """What is added to the tokens (N, D) of a grid: place on the ground, and sensor."""
         return self.embed.place(grid, self.gsd)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map raw (B, C, H, W) to (B, H / p, W / p, D)."""
-        self.keep_if_frozen()
+        keep_if_frozen(self)
         tokens: Tensor = self.embed.project(x)[0]
         return tokens.reshape(len(x), *self.embed.grid(tuple(x.shape)), -1)
 
@@ -156,7 +157,7 @@ class RawVisionTransformer(VisionTransformer):  # type: ignore[misc]  # timm car
         if options.get('attn_mask') is not None:
             raise InputError('A readout takes all tokens; leave attn_mask out.')
         first, grid = self.patch_embed, self.patch_embed.embed.grid(tuple(x.shape))
-        first.keep_if_frozen()
+        keep_if_frozen(first)
         there = first.embed.valid_patches(x).any(dim=1)
         if not bool(there.all()):  # of what is nowhere there are no statistics: it is the mean
             x = x.where(there[:, None, None, None], first.embed.mean)
