@@ -156,6 +156,8 @@ class VICReg(nn.Module):
 
     Source: Bardes, Ponce & LeCun, "VICReg: Variance-Invariance-Covariance Regularization for
         Self-Supervised Learning" (2022), equations 1 to 6.
+    Differs from the source: invariance is a mean over P and variance over both views, as in the
+        authors' code.
     """
 
     def __init__(
@@ -213,30 +215,39 @@ def negative_cosine(predictions: Tensor, projections: Tensor) -> Tensor:
 
 @unrounded
 def patch_discrimination(
-    predictions: Tensor, targets: Tensor, there: Tensor, temperature: float = 0.1
+    predictions: Tensor,
+    targets: Tensor,
+    there: Tensor,
+    temperature: float = 0.1,
+    kinds: Tensor | None = None,
 ) -> Tensor:
-    """Each predicted token should be closest to its own target among those of its sample.
+    """Each predicted token should be closest to its own target among those of its kind and sample.
 
     ``-1/T sum_t log [exp(cos(p_t, y_t)/tau) / sum_u exp(cos(p_t, y_u)/tau)]``, averaged over
-    samples. Targets that equal token t's own (cosine above 0.999: sea, desert) are no negatives.
+    samples. Targets that equal token t's own (cosine above 0.999: sea, desert) are no negatives,
+    nor are those of another modality, which would be told apart by that alone.
 
     Args:
         predictions: (B, T, D).
         targets: (B, T, D), without gradient.
         there: (B, T) boolean, True for a token that counts.
         temperature: tau.
+        kinds: (B, T) modality of each token; one for all by default.
 
     Returns:
         Scalar; samples without targets count as 0.
 
     Source: Wei et al., "Towards Latent Masked Image Modeling for Self-Supervised Visual
         Representation Learning" (2024), section 3.3; tau from OlmoEarth (2025).
-    Differs from the source: equal targets are not told apart, since nothing could.
+    Differs from the sources: equal targets are not told apart, since nothing could; OlmoEarth
+        multiplies by 2 tau and sums over modalities.
     """
     predicted, actual = F.normalize(predictions, dim=-1), F.normalize(targets, dim=-1)
     same = (actual @ actual.mT) > 0.999
     own = torch.eye(same.shape[1], dtype=torch.bool, device=same.device)
     hidden = (same & ~own) | ~there[:, None, :]
+    if kinds is not None:
+        hidden = hidden | (kinds[:, :, None] != kinds[:, None, :])
     # A token that is not there still needs one finite entry in its row.
     logits = (predicted @ actual.mT / temperature).masked_fill(hidden & ~own, -torch.inf)
     losses = -logits.log_softmax(dim=-1).diagonal(dim1=1, dim2=2)
@@ -251,18 +262,26 @@ def info_nce(first: Tensor, second: Tensor, temperature: float = 0.1) -> Tensor:
     ``-1/(2N) sum_n [log softmax_m(cos(a_n, b_m)/tau)_n + log softmax_m(cos(b_n, a_m)/tau)_n]``
 
     Args:
-        first: (N, D) embeddings a.
+        first: (N, D) embeddings a; NaN where a sample shows nothing, which is left out.
         second: (N, D) embeddings b of the same samples; on several ranks, negatives come from all.
         temperature: tau.
 
     Source: van den Oord et al., "Representation Learning with Contrastive Predictive Coding"
         (2018), equation 4; symmetric as in Radford et al., "CLIP" (2021).
     """
-    a, b = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
+    there = (first.detach().isfinite() & second.detach().isfinite()).all(dim=-1)
+    a, b = (F.normalize(x.nan_to_num(0.0), dim=-1) for x in (first, second))
     rank = dist.get_rank() if _ranks() > 1 else 0
     own = torch.arange(len(a), device=a.device) + rank * len(a)
-    there, back = a @ gather(b).mT / temperature, b @ gather(a).mT / temperature
-    return (F.cross_entropy(there, own) + F.cross_entropy(back, own)) / 2
+    everywhere = gather(there.to(a.dtype)).bool()
+    # A sample that is not there still needs one finite entry in its row.
+    gone = ~everywhere & (torch.arange(len(everywhere), device=a.device) != own[:, None])
+    losses = torch.zeros_like(a[:, 0])
+    for x, y in ((a, gather(b)), (b, gather(a))):
+        logits = (x @ y.mT / temperature).masked_fill(gone, -torch.inf)
+        losses = losses + F.cross_entropy(logits, own, reduction='none') / 2
+    count = (everywhere.sum() / _ranks()).clamp_min(1 / _ranks())
+    return losses.masked_fill(~there, 0.0).sum() / count
 
 
 def gather(x: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ them. A whole batch is drawn at once, without a loop over its samples.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -193,6 +194,30 @@ class Ground:
         return there.index_add_(1, self.cells, self.valid.long()) > 0
 
 
+def _require_blocks(
+    count: int,
+    scale: tuple[float, float],
+    aspect_ratio: tuple[float, float],
+    context_scale: tuple[float, float],
+) -> None:
+    """Refuse blocks that cannot be drawn, or leave nothing to see."""
+    if count < 1:
+        raise InputError(f'There are {count} target blocks; expected 1 or more.')
+    _require_range('target scale', scale)
+    _require_range('context_scale', context_scale, most=1.0)
+    if not 0 < aspect_ratio[0] <= aspect_ratio[1]:
+        raise InputError(f'Aspect ratios are {list(aspect_ratio)}; expected two above 0, rising.')
+
+
+def _require_range(name: str, share: tuple[float, float], most: float = 0.99) -> None:
+    """Refuse what are not two shares, rising."""
+    if not 0 < share[0] <= share[1] <= most:
+        raise InputError(
+            f'{name} is {list(share)}; expected a lowest and a highest share, above 0 and up to '
+            f'{most:g}.'
+        )
+
+
 @dataclass(frozen=True)
 class MultiBlock:
     """How multi-block masks are drawn; see `multi_block` for the numbers' meaning.
@@ -210,6 +235,12 @@ class MultiBlock:
     target_scale: tuple[float, float] = (0.15, 0.2)
     target_aspect_ratio: tuple[float, float] = (0.75, 1.5)
     context_scale: tuple[float, float] = (0.85, 1.0)
+
+    def __post_init__(self) -> None:
+        """Refuse blocks that are none."""
+        _require_blocks(
+            self.num_targets, self.target_scale, self.target_aspect_ratio, self.context_scale
+        )
 
     def sample(self, ground: Ground, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw masks on the ground grid and list the tokens that they keep.
@@ -244,6 +275,10 @@ class RandomCells:
     dates: ClassVar[bool] = False  # whether it spans the dates of a sample
 
     context_share: tuple[float, float] = (0.25, 0.5)
+
+    def __post_init__(self) -> None:
+        """Refuse shares that are none."""
+        _require_range('context_share', self.context_share)
 
     def sample(self, ground: Ground, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw masks: context_ids (B, K) and target_ids (B, 1, T), -1 where there is none."""
@@ -283,6 +318,7 @@ class SignalBiased:
             raise InputError(f'Unknown signal {self.signal!r}: expected brightness or variance.')
         if not 0 <= self.background <= 1:
             raise InputError(f'background is a share of 0 to 1, not {self.background}.')
+        _require_range('context_share', self.context_share)
 
     def sample(self, ground: Ground, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw masks: context_ids (B, K) and target_ids (B, 1, T), -1 where there is none."""
@@ -319,6 +355,8 @@ class SignalBiased:
 class CrossModal:
     """Whole modalities are hidden, and predicted from the others on the same ground.
 
+    A batch of one modality, which leaves nothing to predict it from, gets `RandomCells`.
+
     Args:
         hidden: Modalities that are hidden of each sample; at least one that it has stays seen.
     """
@@ -327,9 +365,16 @@ class CrossModal:
 
     hidden: int = 1
 
+    def __post_init__(self) -> None:
+        """Refuse to hide nothing."""
+        if self.hidden < 1:
+            raise InputError(f'hidden is {self.hidden}; expected 1 modality or more.')
+
     def sample(self, ground: Ground, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw masks: context_ids (B, K) and target_ids (B, 1, T), -1 where there is none."""
         ids, which = ground.modality_ids.unique(return_inverse=True)
+        if len(ids) < 2:
+            return RandomCells().sample(ground, generator)
         kind = torch.nn.functional.one_hot(which, len(ids)).bool()  # (N, modalities)
         has = (ground.valid[:, :, None] & kind).any(dim=1)
         order = torch.rand(has.shape, generator=generator).masked_fill(~has, 2.0).argsort(dim=1)
@@ -361,6 +406,10 @@ class Tube:
     tube_scale: tuple[float, float] = (0.15, 0.2)
     tube_aspect_ratio: tuple[float, float] = (0.75, 1.5)
     context_scale: tuple[float, float] = (0.85, 1.0)
+
+    def __post_init__(self) -> None:
+        """Refuse blocks that are none."""
+        _require_blocks(self.tubes, self.tube_scale, self.tube_aspect_ratio, self.context_scale)
 
     def sample(self, ground: Ground, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw masks: context_ids (B, K) and target_ids (B, M, T), -1 where there is none."""
@@ -436,6 +485,25 @@ class Mixture:
 
 
 Mask = MultiBlock | RandomCells | SignalBiased | CrossModal | Tube | Mixture
+
+
+def as_mask(value: Any) -> Mask:
+    """Take masks as they are, or as the mapping that a checkpoint holds: all fields of one kind.
+
+    Raises:
+        InputError: If they are of no kind.
+    """
+    if not isinstance(value, Mapping):
+        mask: Mask = value
+        return mask
+    for kind in (MultiBlock, RandomCells, SignalBiased, CrossModal, Tube, Mixture):
+        if {f.name for f in fields(kind)} == value.keys():
+            given = dict(value)
+            if 'settings' in given:
+                settings: dict[str, Any] = {k: as_mask(v) for k, v in given['settings'].items()}
+                given['settings'] = MixtureSettings(**settings)
+            return kind(**given)
+    raise InputError(f'Masks of the fields {", ".join(value)} are of no kind that is known.')
 
 
 def _first_cells(

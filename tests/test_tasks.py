@@ -1,5 +1,6 @@
 """Training through the real command line, on made-up rasters."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -9,8 +10,9 @@ import yaml
 
 from gfm_jepa import InputError, from_pretrained
 from gfm_jepa.cli import main
-from gfm_jepa.masks import CrossModal, Ground, MultiBlock, Tube
-from gfm_jepa.tasks import IJEPA, EncoderConfig, LatentMIM, LeJEPA, VICReg
+from gfm_jepa.losses import info_nce, patch_discrimination
+from gfm_jepa.masks import CrossModal, Ground, Mixture, MultiBlock, SignalBiased, Tube, as_mask
+from gfm_jepa.tasks import IJEPA, EncoderConfig, LatentMIM, LeJEPA, OptimizerConfig, VICReg
 from gfm_jepa.tasks.base import warmup_cosine
 from gfm_jepa.tasks.cli import spans_processes
 from gfm_jepa.tasks.ijepa import masked_smooth_l1, sample_masks, update_ema
@@ -162,12 +164,66 @@ def _masks(task, batch):
 
 
 def test_a_batch_without_targets_costs_nothing():
-    one = {'optical': torch.rand(4, 3, 48, 48) * 3000}
+    nothing = {'optical': torch.full((4, 3, 48, 48), torch.nan)}
     for kind in (IJEPA, LatentMIM):
-        task = kind(SENSORS, masks=CrossModal()).eval()  # which logs nothing without a trainer
-        loss = task.compute_loss(one, 0)
-        assert loss.isfinite()
-        assert kind is LatentMIM or loss == 0
+        task = kind(SENSORS).eval()  # which logs nothing without a trainer
+        assert task.compute_loss(nothing, 0) == 0
+
+
+def test_one_modality_is_predicted_from_itself_where_whole_ones_should_be_hidden():
+    one = {'optical': torch.rand(4, 3, 48, 48) * 3000}
+    assert IJEPA(SENSORS, masks=CrossModal()).eval().compute_loss(one, 0) > 0
+
+
+@pytest.mark.parametrize('kind', [IJEPA, LatentMIM])
+def test_a_chip_of_one_patch_leaves_nothing_to_learn(kind):
+    with pytest.raises(InputError, match='leaves a chip of 1 patches nothing to see or nothing'):
+        kind(SENSORS).eval().compute_loss({'optical': torch.rand(4, 3, 8, 8) * 3000}, 0)
+
+
+def test_gaps_count_for_what_they_leave_in_infonce_and_among_modalities():
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, 6, 8, generator=generator)
+    whole = info_nce(first[:4], second[:4])
+    first[4:], second[5:] = torch.nan, torch.nan
+    assert info_nce(first, second).item() == pytest.approx(whole.item(), rel=1e-6)
+    predicted, actual = torch.randn(2, 1, 6, 8, generator=generator)
+    there, kinds = torch.ones(1, 6, dtype=torch.bool), torch.tensor([[0, 0, 0, 1, 1, 1]])
+    halves = [patch_discrimination(predicted[:, h], actual[:, h], there[:, h])
+              for h in (slice(3), slice(3, 6))]  # fmt: skip
+    both = patch_discrimination(predicted, actual, there, kinds=kinds)
+    assert both.item() == pytest.approx(float(sum(halves)) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize(('build', 'said'), [
+    (lambda: MultiBlock(num_targets=0), '0 target blocks'),
+    (lambda: MultiBlock(target_scale=(-0.1, 0.2)), 'target scale is'),
+    (lambda: MultiBlock(target_scale=(1.0, 1.0)), 'target scale is'),
+    (lambda: MultiBlock(target_aspect_ratio=(0.0, 1.5)), 'Aspect ratios are'),
+    (lambda: CrossModal(hidden=0), 'hidden is 0'),
+    (lambda: OptimizerConfig(lr=-1), 'optimizer.lr is -1'),
+    (lambda: OptimizerConfig(betas=(0.9, 1.5)), 'betas'),
+    (lambda: OptimizerConfig(warmup=-1), 'warmup -1'),
+    (lambda: IJEPA(SENSORS, ema=(1.5, 2.0)), 'ema is'),
+    (lambda: IJEPA(SENSORS, predictor_dim=128), 'predictor_dim is 128'),
+])  # fmt: skip
+def test_numbers_that_cannot_be_are_refused(build, said):
+    with pytest.raises(InputError, match=said):
+        build()
+
+
+def test_masks_come_back_from_what_a_checkpoint_holds():
+    for mask in (MultiBlock(), Tube(tubes=2), CrossModal(2), SignalBiased(power=0.5), Mixture()):
+        assert as_mask(asdict(mask)) == mask
+    with pytest.raises(InputError, match='of no kind that is known'):
+        as_mask({'blocks': 3})
+
+
+def test_what_drops_does_not_follow_what_views_draw():
+    task = IJEPA(SENSORS, EncoderConfig(drop_path_rate=0.5))
+    task._seed = 0
+    task.on_train_batch_start(None, 3)
+    assert not torch.equal(torch.rand(8), torch.rand(8, generator=task.generator(3)))
 
 
 def test_stochastic_depth_follows_the_batch():

@@ -51,6 +51,7 @@ class PretrainDataModule(LightningDataModule):
 
     train_dataset: Any  # a dataset, once `setup` has run for ``fit``
     needs: str | None = None  # a modality without which a sample is of no use to the task
+    smallest_group = 1  # samples that may share a batch, of which the task needs as many
 
     def train_groups(self) -> list[Sequence[int]]:
         """Indices of the training samples that may share a batch; all, unless they differ."""
@@ -63,10 +64,27 @@ class PretrainDataModule(LightningDataModule):
         samples_per_epoch: int | None = None,
         collate_fn: Any = None,
     ) -> ResumableLoader:
-        """A loader that shards by rank and resumes; run Lightning without its own sampler."""
+        """A loader that shards by rank and resumes; run Lightning without its own sampler.
+
+        Raises:
+            InputError: If no two samples may share a batch, and the task compares samples.
+        """
         trainer = self.trainer
+        kept = [g for g in groups if len(g) >= self.smallest_group]
+        if not kept:
+            raise InputError(
+                'No two chips are of one kind (modalities, sizes, gsd, dates), and the task '
+                'compares the chips of a batch; take a smaller chip size, or more rasters.'
+            )
+        if alone := [i for g in groups if len(g) < self.smallest_group for i in g]:
+            files = getattr(dataset, 'files', None)
+            names = [', '.join(map(str, files(i))) for i in alone] if callable(files) else []
+            rank_zero_info(
+                f'{len(alone)} chips left out that are the only ones of their kind, where the task '
+                f'compares chips of a batch: {"; ".join(names[:5]) or "no files known"}'
+            )
         sampler = GroupBatchSampler(
-            groups,
+            kept,
             self.batch_size,
             seed=int(os.environ.get('PL_GLOBAL_SEED', '0')),
             samples_per_epoch=samples_per_epoch,

@@ -1,5 +1,6 @@
 """In which order chips are seen: by rank, in batches of one shape, and resumable mid-epoch."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -147,16 +148,19 @@ class ResumableLoader(DataLoader[Any]):
             num_workers=num_workers,
             collate_fn=collate_fn,
             persistent_workers=False,
+            worker_init_fn=_leave_signals,
         )
         self.order = batch_sampler
         self.done = 0
+        self.resumed = False
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # Lightning does not ask again after the last batch, so that the end of an epoch shows only
-        # when the next one begins.
-        if self.done >= len(self.order):
+        # Lightning does not ask again after the last batch of an epoch, which need not be ours
+        # (limit_train_batches): what was begun and not just resumed is over when it asks anew.
+        if self.done >= len(self.order) or (self.done and not self.resumed):
             self.done = 0
             self.order.epoch += 1
+        self.resumed = False
         self.order.start = self.done
         for batch in super().__iter__():
             self.done += 1
@@ -185,3 +189,14 @@ class ResumableLoader(DataLoader[Any]):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on behind the last batch that was handed out."""
         self.order.epoch, self.done = state_dict['epoch'], state_dict['done']
+        self.resumed = True
+
+
+def _leave_signals(worker: int) -> None:
+    """Leave it to the main process to end the run: it saves, and its workers end with it.
+
+    A signal to the whole process group, as schedulers send it, would end them at once, and torch
+    would stop the run in the middle of a step.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

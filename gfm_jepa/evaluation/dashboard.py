@@ -88,19 +88,31 @@ def find_metrics(run: Path) -> Path:
 def read_curves(path: Path) -> dict[str, Curve]:
     """Read each metric of a ``metrics.csv`` as steps and values, where it has a value.
 
-    Of a step that a resumed run took again, the later value counts.
+    Of a step that a resumed run took again, the later value counts. A row that was broken off is
+    left out.
     """
     found: dict[str, dict[float, float]] = {}
     with path.open(newline='') as file:
         for row in csv.DictReader(file):
+            if None in row or not is_number(row.get('step')):
+                continue  # a killed run's last row, and the next one's first behind it
             for name, text in row.items():
-                if text and row.get('step') and panel_of(name):
+                if panel_of(name) and is_number(text):
                     found.setdefault(name, {})[float(row['step'])] = float(text)
     curves = {}
     for name, values in sorted(found.items()):
         steps = sorted(values)
         curves[name] = (np.array(steps), np.array([values[s] for s in steps]))
     return curves
+
+
+def is_number(text: str | None) -> bool:
+    """Whether a cell holds one."""
+    try:
+        float(text or '')
+    except ValueError:
+        return False
+    return True
 
 
 def panel_of(column: str) -> str:

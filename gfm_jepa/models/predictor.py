@@ -1,8 +1,11 @@
 """The predictor: from context tokens to the latents of target blocks."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .block import Block
 from .encoder import TokenLayout, _init_linear, take
 from .patch_embed import order_encoding, sincos_positions
@@ -22,6 +25,9 @@ class Predictor(nn.Module):
         depth: Blocks.
         num_heads: Attention heads.
 
+    Raises:
+        InputError: If the width is no multiple of both.
+
     Source: Assran et al. (2023), section 3.
     Differs from the source: context tokens do not attend to mask tokens.
     """
@@ -35,6 +41,11 @@ class Predictor(nn.Module):
         num_heads: int = 3,
     ) -> None:
         super().__init__()
+        if predictor_dim <= 0 or predictor_dim % math.lcm(4, num_heads):
+            raise InputError(
+                f'predictor_dim is {predictor_dim}; expected a multiple of 4 and of its '
+                f'{num_heads} heads, such as 96, 192 or 384.'
+            )
         self.predictor_dim = predictor_dim
         self.embed = nn.Linear(embed_dim, predictor_dim)
         self.mask_token = nn.Parameter(torch.zeros(predictor_dim))

@@ -199,6 +199,7 @@ class TimmEncoder(BaseEncoder):
             self._warned = True
             warnings.warn(problem, stacklevel=4)
         normalised = torch.addcmul(-self.mean / self.std, x.float(), 1 / self.std)
+        normalised = normalised.to(self.mean.dtype)  # of weights in 16 bits
         if all_finite(x):
             return normalised, torch.ones(len(x), dtype=torch.bool, device=x.device)
         return normalised.nan_to_num(0.0, 0.0, 0.0), self.has_data(batch)

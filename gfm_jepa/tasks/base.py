@@ -29,6 +29,7 @@ from ..models.projectors import span_ranks
 from ..views import pick_dates
 
 ModalitySpecs = Sequence[str | dict[str, Any]]
+FEWEST_RANKED = 4  # samples: a rank is at most one less, and says nothing of fewer
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,9 @@ class OptimizerConfig:
         warmup: Share of all steps in which the rate rises from 0.
         final_lr: Rate at the end, over `lr`.
         betas: Of AdamW.
+
+    Raises:
+        InputError: If a share is none, or a rate is negative.
     """
 
     lr: float = 1e-3
@@ -83,6 +87,18 @@ class OptimizerConfig:
     warmup: float = 0.05
     final_lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.95)
+
+    def __post_init__(self) -> None:
+        """Refuse what is no rate or share."""
+        for name in ('lr', 'weight_decay', 'final_lr'):
+            if getattr(self, name) < 0:
+                raise InputError(f'optimizer.{name} is {getattr(self, name)}; expected 0 or more.')
+        for share in (self.warmup, *self.betas):
+            if not 0 <= share < 1:
+                raise InputError(
+                    f'optimizer has warmup {self.warmup} and betas {list(self.betas)}; expected '
+                    f'each from 0 to below 1.'
+                )
 
 
 class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
@@ -256,12 +272,14 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Let what draws without a generator, such as stochastic depth, resume as well."""
-        torch.manual_seed(self.generator(batch_idx).initial_seed())
+        # Not the very stream that views and masks are drawn from: what drops would follow crops.
+        torch.manual_seed(self.generator(batch_idx).initial_seed() ^ 1)
 
     def on_fit_start(self) -> None:
         """Fix the run's seed once: what `seed_everything` was given, or the checkpoint's."""
         if self._seed is None:
-            self._seed = torch.initial_seed() % 2**32
+            # Of one rank for all: without seed_everything each has a seed of its own.
+            self._seed = self.trainer.strategy.broadcast(torch.initial_seed() % 2**32)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to rebuild the encoder, as plain values only."""
@@ -352,6 +370,7 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         if len(there) > 1:
             self.log('embedding_std', embedding_std(there))
             self.log('mean_cosine', mean_cosine(there))
+        if len(there) >= FEWEST_RANKED:
             self.log('effective_rank', effective_rank(there))
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:

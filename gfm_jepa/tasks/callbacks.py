@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.rasters import collate
 from ..errors import InputError
 from ..metrics import gradient_norm, knn_predict
 
@@ -120,6 +121,13 @@ class NaNGuard(Callback):
         checked = [*self.losses.values(), *([] if scaled else [norm])]
         bad = not bool(torch.stack([c.float().isfinite() for c in checked]).all())
         if trainer.strategy.reduce_boolean_decision(bad, all=False):
+            # The gradient is of all ranks by now, the losses are this one's.
+            lost = any(not bool(loss.isfinite()) for loss in self.losses.values())
+            if trainer.strategy.reduce_boolean_decision(lost, all=False) and not lost:
+                raise InputError(
+                    f'A loss on another rank is not finite at step {trainer.global_step}; its '
+                    f'message names the files.'
+                )
             raise InputError(self._explain(trainer, float(norm)))
         self.losses = {}
 
@@ -187,6 +195,8 @@ class OnlineKNN(Callback):
             return
         self.measured_step = trainer.global_step
         train, val = source()
+        if train[0]['label'].ndim:
+            return  # several classes at once: neighbours have no one vote
         train_embeddings, train_labels = self._embed(pl_module, train)
         embeddings, labels = self._embed(pl_module, val)
         predicted = knn_predict(train_embeddings, train_labels, embeddings, self.k)
@@ -202,13 +212,17 @@ class OnlineKNN(Callback):
         """Embeddings and labels of evenly spaced samples."""
         total = len(dataset)  # type: ignore[arg-type]
         ids = torch.linspace(0, total - 1, min(self.num_samples, total)).long().tolist()
-        loader = DataLoader(torch.utils.data.Subset(dataset, ids), self.batch_size)
+        chosen = torch.utils.data.Subset(dataset, ids)
+        loader = DataLoader(chosen, self.batch_size, collate_fn=collate)
         was_training = pl_module.training
         pl_module.eval()
         embeddings, labels = [], []
         for batch in loader:
-            moved = {k: v.to(pl_module.device) for k, v in batch.items() if k != 'label'}
+            labels.append(batch.pop('label'))
+            moved = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
+            datamodule: Any = getattr(pl_module.trainer, 'datamodule', None)
+            if datamodule is not None:  # may tell what a pixel covers
+                moved = datamodule.on_after_batch_transfer(moved, 0)
             embeddings.append(pl_module(moved).cpu())
-            labels.append(batch['label'])
         pl_module.train(was_training)
         return torch.cat(embeddings), torch.cat(labels)

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
@@ -118,6 +119,15 @@ class GfmJepaCLI(LightningCLI):
             for kind in (NaNGuard, Preemption, DrawDashboard):
                 if not any(isinstance(c, kind) for c in callbacks):
                     callbacks.append(kind())
+        for strategy in (settings['strategy'], kwargs.get('strategy')):
+            if isinstance(strategy, ModelParallelStrategy):
+                # A checkpoint in pieces is a folder, from which nothing of ours loads or resumes.
+                strategy._save_distributed_checkpoint = False
+        if settings['sync_batchnorm']:
+            raise InputError(
+                'trainer.sync_batchnorm is not needed: batch norms span all ranks anyway; leave it '
+                'out.'
+            )
         if spans_processes(settings) and self._may_leave_out():
             kwargs['strategy'] = 'ddp_find_unused_parameters_true'
         return super().instantiate_trainer(plugins=plugins, callbacks=callbacks, **kwargs)

@@ -1,14 +1,18 @@
 """I-JEPA: predict the latents of hidden blocks from the tokens that are seen."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from ..masks import Ground, Mask, Mixture, MultiBlock, SignalBiased, token_cells
+from ..errors import InputError
+from ..losses import cross_rank_mean
+from ..masks import Ground, Mask, Mixture, MultiBlock, SignalBiased, as_mask, token_cells
 from ..models import Encoder, Predictor, TokenLayout, Tokens
 from ..models.block import Block
 from ..models.encoder import masked_mean, take
@@ -37,10 +41,12 @@ class IJEPA(PretrainTask):
         ema: Momentum of the target encoder at the start and at the end, linear between.
 
     Raises:
-        InputError: If the stem leaks.
+        InputError: If the stem leaks, or ``ema`` is none.
 
     Source: Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive
         Architecture" (2023), equation 1 and appendix A.
+    Differs from the source: smooth-L1 on layer-normed targets, as in the authors' code, where the
+        paper writes a squared distance.
     """
 
     encoder: Encoder
@@ -55,9 +61,14 @@ class IJEPA(PretrainTask):
         predictor_depth: int = 3,
         ema: tuple[float, float] = (0.996, 1.0),
     ) -> None:
-        self.masks = masks
+        self.masks = as_mask(masks)
         self.predictor_dim = predictor_dim
         self.predictor_depth = predictor_depth
+        if not 0 <= ema[0] <= ema[1] <= 1:
+            raise InputError(
+                f'ema is {list(ema)}; expected momentum at the start and at the end, rising, each '
+                f'0 to 1, such as [0.996, 1.0].'
+            )
         self.ema = ema
         super().__init__(modalities, encoder, optimizer)
 
@@ -72,6 +83,27 @@ class IJEPA(PretrainTask):
             self.encoder.embed_dim, len(self.encoder.modalities), self.predictor_dim,
             self.predictor_depth,
         )  # fmt: skip
+
+    def on_fit_start(self) -> None:
+        """Say so where the run is too short for the target encoder to follow.
+
+        Raises:
+            InputError: If weights are kept in 16 bits, in which so small a step is none.
+        """
+        super().on_fit_start()
+        if self.trainer.precision in ('bf16-true', '16-true'):
+            raise InputError(
+                f'trainer.precision is {self.trainer.precision}, and 16-bit weights are too coarse '
+                f'for the small steps of the target encoder; take bf16-mixed.'
+            )
+        slow = 1 - sum(self.ema) / 2
+        left = math.exp(-slow * self.total_steps())
+        if left > 0.05:
+            rank_zero_info(
+                f'After {self.total_steps()} steps {100 * left:.0f} % of the target encoder, which '
+                f'is what you get, are still its random start; take more steps, or a lower ema '
+                f'than {list(self.ema)}, such as [{max(1 - 10 / self.total_steps(), 0):.2g}, 1.0].'
+            )
 
     @property
     def evaluated_encoder(self) -> Encoder:
@@ -120,13 +152,23 @@ class IJEPA(PretrainTask):
 def sample_masks(
     masks: Mask, encoder: Encoder, batch: Mapping[str, Any], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draw context_ids (B, K) and target_ids (B, M, T) on the ground grid of a batch."""
+    """Draw context_ids (B, K) and target_ids (B, M, T) on the ground grid of a batch.
+
+    Raises:
+        InputError: If not even a sample without gaps has both, so that nothing can be learned.
+    """
     layout, valid = encoder.layout(batch), encoder.valid_patches(batch)
     cells = token_cells(layout.positions, layout.extent, layout.finest)
     wanted = masks.signal if isinstance(masks, SignalBiased | Mixture) else ''
     signal = encoder.patch_signal(batch, wanted).cpu() if wanted else None
     ground = Ground(valid.cpu(), cells.cpu(), layout.finest, layout.modality_ids.cpu(), signal)
     context_ids, target_ids = masks.sample(ground, generator)
+    usable = (context_ids >= 0).any(dim=1) & (target_ids >= 0).flatten(1).any(dim=1)
+    if not bool(usable.any()) and bool(ground.valid.all(dim=1).any()):
+        raise InputError(
+            f'{type(masks).__name__} leaves a chip of {valid.shape[1]} patches nothing to see or '
+            f'nothing to predict; take larger chips, a smaller encoder.patch_size, or other masks.'
+        )
     return context_ids.to(valid.device), target_ids.to(valid.device)
 
 
@@ -142,10 +184,10 @@ def masked_smooth_l1(
         context_ids: (B, K), -1 where there is no context.
     """
     there = (target_ids >= 0) & (context_ids >= 0).any(dim=1)[:, None, None]
-    if bool(there.all()):
-        return F.smooth_l1_loss(predictions, targets)
     errors = F.smooth_l1_loss(predictions, targets, reduction='none').mean(dim=-1)
-    return errors.masked_fill(~there, 0.0).sum() / there.sum().clamp_min(1)
+    # Of all ranks: one whose samples have gaps counts for what it has.
+    count = cross_rank_mean(there.sum().to(errors.dtype))
+    return errors.masked_fill(~there, 0.0).sum() / count.clamp_min(1e-6)
 
 
 @torch.no_grad()

@@ -141,7 +141,7 @@ class PixelTask(SupervisedTask):
     def evaluate(self, part: str, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Log loss and metrics, over the pixels that have a target."""
         answers, truth = self._pair(self.one_date(batch, batch_idx))
-        there = truth.isfinite()
+        there = self.known(truth)
         if not bool(there.any()):
             return
         size = len(truth)
@@ -152,8 +152,12 @@ class PixelTask(SupervisedTask):
         self.count(metrics, shown, truth[there])
         self.log_dict(metrics, batch_size=size)
 
+    def known(self, truth: Tensor) -> Tensor:
+        """Where a target (B, H, W) says something."""
+        return truth.isfinite()
+
     def criterion(self, answers: Tensor, truth: Tensor) -> Tensor:
-        """Loss of answers (B, K, H, W) against (B, H, W), NaN left out."""
+        """Loss of answers (B, K, H, W) against (B, H, W), what is not `known` left out."""
         raise NotImplementedError
 
     def present(self, answers: Tensor) -> Tensor:
@@ -210,9 +214,13 @@ class SemanticSegmentation(PixelTask):
             'accuracy': MulticlassAccuracy(self.outputs, average='micro'),
         })  # fmt: skip
 
+    def known(self, truth: Tensor) -> Tensor:
+        """Where there is a class; below 0 stands for none, as is usual."""
+        return truth.isfinite() & (truth >= 0)
+
     def criterion(self, answers: Tensor, truth: Tensor) -> Tensor:
         """Mean cross entropy over the pixels that have a class."""
-        labels = torch.nan_to_num(truth, -1.0).long()
+        labels = truth.masked_fill(~self.known(truth), -1.0).long()
         if bool((labels >= self.outputs).any()):
             raise InputError(
                 f'{self.target} holds the class {int(labels.max())}, but num_classes is '

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.datamodules import PretrainDataModule
 from ..errors import InputError
 from ..metrics import effective_rank
 from ..photo_views import PhotoViews
 from ..views import Views
-from .base import EncoderConfig, ModalitySpecs, OptimizerConfig, PretrainTask
+from .base import FEWEST_RANKED, EncoderConfig, ModalitySpecs, OptimizerConfig, PretrainTask
 
 
 class ViewTask(PretrainTask):
@@ -36,6 +37,13 @@ class ViewTask(PretrainTask):
             else PhotoViews(**views) if 'jitter' in views else Views(**views)
         )  # fmt: skip
         super().__init__(modalities, encoder, optimizer)
+
+    def setup(self, stage: str) -> None:
+        """Tell the data that a sample that can share no batch with another is of no use."""
+        super().setup(stage)
+        data = getattr(self.trainer, 'datamodule', None)
+        if isinstance(data, PretrainDataModule):
+            data.smallest_group = 2
 
     @property
     def num_views(self) -> int:
@@ -84,4 +92,5 @@ class ViewTask(PretrainTask):
         if self.logs_this_step:
             first = projections[0].detach().float()
             self.log('projection_std', first.std(dim=0, correction=0).mean())
-            self.log('projection_rank', effective_rank(first))
+            if len(first) >= FEWEST_RANKED:
+                self.log('projection_rank', effective_rank(first))
