@@ -25,7 +25,7 @@ from gfm_jepa.data.finding import Found
 from gfm_jepa.data.grids import Grid
 from gfm_jepa.data.places import outline
 from gfm_jepa.data.recognition import recognise
-from gfm_jepa.modalities import LULC, S1, S2_L1C, S2_L2A, Modality
+from gfm_jepa.modalities import LULC, MODALITIES, S1, S2_L1C, S2_L2A, Modality, resolve
 
 S2 = sensor('s2', 3)
 COLOURS = Modality(
@@ -74,6 +74,34 @@ def test_safe_product_takes_the_finest_of_each_band(tmp_path, write_raster, valu
     assert torch.equal(chip[1:4], torch.from_numpy(values).float())
     assert '1000 subtracted (baseline 05.09)' in data.report()
     assert data.places[0].layers[0].files[0].time == '2023-01-15T10:00:00'
+
+
+def test_what_a_safe_product_holds_beside_its_bands_is_no_band(tmp_path, write_raster, values):
+    safe = tmp_path / 'S2A_MSIL2A_20230115T100000_N0509_R022_T33TUL_20230115T120000.SAFE'
+    for i, band in enumerate(('B02', 'B03', 'B04')):
+        path = safe / f'GRANULE/IMG_DATA/T33TUL_20230115T100000_{band}_10m.tif'
+        write_raster(path, values=values[i : i + 1] + 1000)
+        write_raster(safe / f'GRANULE/QI_DATA/MSK_DETFOO_{band}.tif', values=values[:1])
+    for beside in ('TCI', 'AOT', 'SCL'):
+        bands = values if beside == 'TCI' else values[:1]
+        write_raster(
+            safe / f'GRANULE/IMG_DATA/T33TUL_20230115T100000_{beside}_10m.tif', values=bands
+        )
+    data = Rasters([tmp_path], [S2_L2A], chip_size=64)
+    assert len(data) == 1
+    assert torch.equal(data[0]['s2_l2a'][1:4], torch.from_numpy(values).float())
+
+
+def test_landsat_files_are_named_without_a_zero(tmp_path, write_raster, values):
+    stem = 'LC08_L2SP_158072_20170118_20200905_02_T1'
+    for i in range(3):
+        write_raster(tmp_path / f'{stem}_SR_B{i + 2}.tif', values=values[i : i + 1])
+    write_raster(tmp_path / f'{stem}_QA_PIXEL.tif', values=values[:1])
+    write_raster(tmp_path / f'{stem}_ST_B10.tif', values=values[:1])
+    bands = [b for b in MODALITIES['landsat8'].bands if b.lstrip('B0') in ('2', '3', '4')]
+    modality = resolve({'name': 'landsat8', 'bands': bands})
+    chip, data = only(tmp_path, modality)
+    assert chip.isfinite().all() and 'by name' in data.report()
 
 
 def test_common_names_and_colour_interpretation(tmp_path, write_raster, values):
@@ -151,6 +179,15 @@ def test_nodata_that_cannot_be_measured_counts_in_each_band(tmp_path, write_rast
         chip = data[0]['s1']
         assert chip[0].isfinite().all() and chip[1, 0].isnan().all() and (chip[0] == -12).all()
         assert (chip[1][chip[1].isfinite()] == -12).all()
+
+
+def test_nodata_counts_in_each_band_of_a_sensor_of_unknown_range(tmp_path, write_raster):
+    values = np.full((2, 64, 64), 7.0)
+    values[1, :, :32] = -9999
+    write_raster(tmp_path / 'drone.tif', values=values, dtype='float32', nodata=-9999)
+    chip, _ = only(tmp_path, Modality('drone', ('a', 'b'), 10.0, 'reflectance'))
+    assert chip[0].isfinite().all() and chip[1, :, :32].isnan().all()
+    assert (chip[1, :, 32:] == 7).all()
 
 
 def test_one_band_files_lie_where_they_say(tmp_path, write_raster):

@@ -14,7 +14,7 @@ from gfm_jepa import InputError, from_pretrained, save_pretrained
 from gfm_jepa.cli import main
 from gfm_jepa.data.grids import to_degrees
 from gfm_jepa.evaluation import pixel_change
-from gfm_jepa.evaluation.anomalies import shrunk_covariance
+from gfm_jepa.evaluation.anomalies import KnownEmbeddings, shrunk_covariance
 from gfm_jepa.evaluation.change import otsu, ranking
 from gfm_jepa.evaluation.clusters import agreement
 from gfm_jepa.evaluation.embeddings import open_embeddings, sample
@@ -227,6 +227,16 @@ def test_embeddings_of_other_weights_are_not_compared(halves, capfd):
     for words in (['change', *maps, '-o', 'c.tif'], ['anomalies', *chips, '-o', 'a.parquet']):
         assert main(words) == 2
         assert 'were made with different weights' in capfd.readouterr().err
+
+
+def test_what_is_not_among_the_known_keeps_its_nearest():
+    values = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    known = KnownEmbeddings(values[:30], 5)
+    unit = torch.nn.functional.normalize(torch.from_numpy(values), dim=1)
+    similar = unit @ unit[:30].T
+    similar[torch.arange(30), torch.arange(30)] = -2  # not itself
+    expected = 1 - similar.topk(5, dim=1).values.mean(dim=1)
+    assert np.allclose(known.nearest(values, among_known=True), expected, atol=1e-5)
 
 
 def test_shrunk_covariance_is_that_of_scikit_learn():

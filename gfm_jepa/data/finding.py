@@ -15,6 +15,9 @@ SUFFIXES = frozenset(
     {'.tif', '.tiff', '.vrt', '.jp2', '.img', '.nc', '.nc4', '.grd', '.zarr', '.zip'}
 )
 _RESOLUTION = re.compile(r'[_-](\d+)m$', re.IGNORECASE)
+# What products hold beside bands: pictures, masks, classes, quality, temperature.
+_BESIDE_SENTINEL2 = re.compile(r'(^MSK_.*|_(TCI|PVI|AOT|WVP|SCL))(_\d+m)?$', re.IGNORECASE)
+_BESIDE_LANDSAT = re.compile(r'^L[COTEM]\d\d_.*_(QA_\w+|SR_QA_\w+|ST_\w+)$', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def find_rasters(paths: Sequence[str | Path], modalities: Sequence[Modality]) ->
         folder = Path(place).expanduser()
         if not folder.exists():
             raise InputError(f'There is no file or folder {folder}; check the path.')
-        files = [f for path in sorted(_walk(folder)) for f in _inside(path)]
+        inside = [f for path in sorted(_walk(folder)) for f in _inside(path)]
+        files = [path for path in inside if path == folder or not _is_beside_bands(path)]
         groups, grouped = _bands_of_products(files, modalities)
         found += [Found(_name(path), stated) for path in files if path not in grouped]
         found += [Found(name, stated, tuple(parts)) for name, parts in sorted(groups.items())]
@@ -86,10 +90,24 @@ def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
     if own in above:  # a link to a folder that it lies in
         return
     for path in folder.iterdir():
+        if path.name.startswith('.') or path.name.endswith('.work'):  # half-made by `gfm-jepa`
+            continue
         if path.is_dir():
             yield from _walk(path, above | {own})
         elif path.suffix.lower() in SUFFIXES:
             yield path
+
+
+def band_key(name: str) -> str:
+    """What band names are compared by: ``B1``, ``B01`` and ``b01`` are one."""
+    return re.sub(r'^([a-z]+)0+(?=[1-9])', r'\1', name.strip().lower())
+
+
+def _is_beside_bands(path: Path) -> bool:
+    """Whether a file of a product is none of its bands, and would be taken for one."""
+    if any(p.suffix == '.SAFE' for p in path.parents):
+        return 'QI_DATA' in path.parts or bool(_BESIDE_SENTINEL2.search(path.stem))
+    return bool(_BESIDE_LANDSAT.search(path.stem))
 
 
 def _inside(path: Path) -> list[Path]:
@@ -122,28 +140,28 @@ def _bands_of_products(
     Returns:
         Name and file of each band, by product, and all files that were looked at for them.
     """
-    tokens = {
-        band.lower(): band
-        for m in modalities if len(m.bands) > 1 for band in (*m.common_names, *m.bands) if band
-    }  # fmt: skip
-    groups: dict[str, dict[str, tuple[int, Path]]] = {}
+    bands = [band for m in modalities if len(m.bands) > 1 for band in (*m.common_names, *m.bands)]
+    spelled = {band.lower(): band for band in bands if band}
+    tokens = {band_key(band): band for band in bands if band}
+    groups: dict[str, dict[str, tuple[int, Path, str]]] = {}
     members: dict[str, set[Path]] = {}
     for path in files:
         stem = path.stem
         resolution = _RESOLUTION.search(stem)
         stem = _RESOLUTION.sub('', stem)
         prefix, _, last = re.sub(r'[-. ]', '_', stem).rpartition('_')
-        if last.lower() not in tokens:
+        band = band_key(last)
+        if band not in tokens:
             continue
         safe = next((p for p in path.parents if p.suffix == '.SAFE'), path.parent)
         key = f'{safe}/{prefix}{"_" if prefix else ""}*{path.suffix}'
         size = int(resolution[1]) if resolution else 0
         known = groups.setdefault(key, {})
         members.setdefault(key, set()).add(path)
-        if last.lower() not in known or size < known[last.lower()][0]:
-            known[last.lower()] = (size, path)
+        if band not in known or size < known[band][0]:
+            known[band] = (size, path, spelled.get(last.lower(), tokens[band]))
     products = {
-        _name(Path(key)): [(tokens[band], _name(path)) for band, (_, path) in sorted(parts.items())]
+        _name(Path(key)): [(band, _name(path)) for _, (_, path, band) in sorted(parts.items())]
         for key, parts in groups.items()
         if len(parts) > 1
     }

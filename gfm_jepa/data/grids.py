@@ -124,6 +124,7 @@ def grid_of(source: rasterio.DatasetReader) -> tuple[Grid, bool]:
 def _utm(source: rasterio.DatasetReader) -> CRS:
     """The UTM zone of a raster's middle."""
     left, bottom, right, top = transform_bounds(source.crs, 'EPSG:4326', *source.bounds)
+    right += 360 * (right < left)  # beyond the date line
     zone = int(((left + right) / 2 + 180) // 6) % 60 + 1
     return CRS.from_epsg((32600 if bottom + top >= 0 else 32700) + zone)
 

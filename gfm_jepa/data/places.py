@@ -211,7 +211,7 @@ def _partners(
         beside = np.array([folder == own.folder for folder in folders])[:, None]
         days = np.array([days_between(own.time, files[j].file.time) for j in candidates])[:, None]
         # Whole tenths of the ground first, then the folder, then the time.
-        score = np.round(np.minimum(cover, 0.95), 1) * 4 + beside - days / (days + 1) * 0.5
+        score = np.round(cover, 1) * 20 + beside - days / (days + 1) * 0.5
         which = score.argmax(axis=0)
         found = np.take_along_axis(cover, which[None], axis=0)[0] > 0.01
         best[found, t] = np.array(candidates)[which[found]]

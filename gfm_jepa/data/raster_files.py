@@ -108,12 +108,11 @@ class RasterFile:
     def nodata_is_impossible(self) -> bool:
         """Whether no band could measure its nodata value, so that it means so in each alone.
 
-        One band may well measure what all together use for "nothing here", such as 0.
+        One band may well measure what all together use for "nothing here", such as 0; of a sensor
+        of unknown range, 0 alone.
         """
-        limits = self.modality.valid_range
-        return bool(
-            limits and self.nodata is not None and not limits[0] <= self.nodata <= limits[1]
-        )
+        limits = self.modality.valid_range or (0.0, 0.0)
+        return self.nodata is not None and not limits[0] <= self.nodata <= limits[1]
 
     def open(self, grid: Grid | None = None) -> Source:
         """Open the file on its own grid, or on another.

@@ -20,7 +20,7 @@ from rasterio.windows import Window
 
 from ..errors import InputError
 from ..modalities import Modality
-from .finding import Found
+from .finding import Found, band_key
 from .grids import grid_of
 from .raster_files import RasterFile, absolute, gdal, gdal_name, reason, stack_bands
 from .sidecars import Facts, baseline_of, facts_of, joined, time_of
@@ -242,10 +242,10 @@ def _identify(
             called = (modality.name, *modality.aliases)
             if {re.sub(r'[^a-z0-9]', '', a.lower()) for a in called} & runs:
                 return modality
-    own = {_band_key(n) for n in names if n}
+    own = {band_key(n) for n in names if n}
     if len(own) < len(names):
         return None
-    sets = {m.name: {_band_key(b) for b in m.bands} for m in modalities}
+    sets = {m.name: {band_key(b) for b in m.bands} for m in modalities}
     # The same bands, no more and no less, tell a sensor where a part of them would fit several.
     for fits in ([m for m in modalities if sets[m.name] == own],
                  [m for m in modalities if own <= sets[m.name]]):  # fmt: skip
@@ -260,8 +260,8 @@ def _match_bands(
     """Number in the file of each of the modality's bands, and whether names decided."""
     if len(names) != count:
         raise InputError(f'{path} has {count} bands, but {len(names)} names are given for them.')
-    own = [_band_key(n) for n in names]
-    called = [[_band_key(b) for b in some] for some in (modality.bands, modality.common_names)]
+    own = [band_key(n) for n in names]
+    called = [[band_key(b) for b in some] for some in (modality.bands, modality.common_names)]
     # The way to call them that fits most; what nothing is called after, such as an angle, is left.
     wanted = max(called, key=lambda some: len(set(some) & set(own)))
     known = [n for n in own if n and n in wanted]
@@ -274,11 +274,6 @@ def _match_bands(
         f'({" ".join(modality.bands)}), and the file does not name them; name its bands, or state '
         f'its own modality as name=path.'
     )
-
-
-def _band_key(name: str) -> str:
-    """What band names are compared by: ``B1``, ``B01`` and ``b01`` are one."""
-    return re.sub(r'^([a-z]+)0+(?=[1-9])', r'\1', name.strip().lower())
 
 
 def _in_unit(file: RasterFile, header: Header, facts: Facts) -> RasterFile:

@@ -174,6 +174,14 @@ def _stac_items(folder: Path) -> dict[str, Facts]:
     return found
 
 
+def _number(value: Any) -> float | None:
+    """A number, if it is one; versions are not always."""
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        return None
+
+
 def _from_stac(item: Mapping[str, Any], asset: Mapping[str, Any]) -> Facts:
     """Facts of one asset: STAC 1.1 ``bands``, or ``eo:bands`` and ``raster:bands``."""
     properties = item.get('properties', {})
@@ -198,5 +206,5 @@ def _from_stac(item: Mapping[str, Any], asset: Mapping[str, Any]) -> Facts:
         scale=scale if any(s != 1 for s in scale or ()) else None,
         offset=offset if any(offset or ()) and not applied else None,
         time=time_of([str(time)]) if time else None,
-        baseline=1.0 if applied else None if baseline is None else float(baseline),
+        baseline=1.0 if applied else _number(baseline),
     )

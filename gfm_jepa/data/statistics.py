@@ -11,7 +11,7 @@ from rasterio.windows import Window
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..modalities import MODALITIES, Modality
+from ..modalities import MODALITIES, Modality, resolve
 from .finding import Found, find_rasters
 from .raster_files import RasterFile
 from .recognition import UNRECOGNISED, headers_of, recognise
@@ -134,8 +134,11 @@ def describe(
 
 def _modality(found: Found, name: str | None, bands: Sequence[str] | None, unit: str) -> Modality:
     """The known modality of that name, or a new one described from a file."""
-    if name is not None and name in MODALITIES and not bands:
-        return MODALITIES[name]
+    if name is not None and name in MODALITIES:
+        if not bands:
+            return MODALITIES[name]
+        if set(bands) <= set(MODALITIES[name].bands):
+            return resolve({'name': name, 'bands': list(bands)})
     headers = headers_of(found)
     if isinstance(headers, str):
         raise InputError(f'{found.path} {headers}; put a readable file first.')

@@ -8,6 +8,7 @@ from ..errors import InputError
 from .embeddings import Embeddings, Float, sample
 
 MOST = 20_000  # known embeddings that are looked at
+_SAME = 1e-5  # cosine distance within which an embedding is itself, rounded
 
 
 class KnownEmbeddings:
@@ -47,14 +48,18 @@ class KnownEmbeddings:
 
         Args:
             values: (n, D).
-            among_known: Whether they may themselves be among the known: the nearest is then left
-                out.
+            among_known: Whether they may themselves be among the known: what is the same is then
+                left out once.
         """
         found = []
         more = int(among_known)
         for part in torch.from_numpy(values).split(2048):
             near = (_unit(part) @ self.unit.mT).topk(self.neighbours + more, dim=1).values
-            found.append(1 - near[:, more:].mean(dim=1))
+            if among_known:
+                # Only some are: of the others the nearest counts.
+                own = near[:, :1] > 1 - _SAME
+                near = torch.where(own, near[:, 1:], near[:, :-1])
+            found.append(1 - near.mean(dim=1))
         return torch.cat(found).numpy() if found else np.zeros(0, np.float32)
 
 

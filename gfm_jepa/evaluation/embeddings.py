@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import MaskFlags, Resampling
 from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
@@ -137,7 +138,7 @@ class EmbeddingMap:
                 file.write(values)
                 file.descriptions = tuple(columns)
             os.replace(partial, path)
-        except (RasterioError, OSError) as error:
+        except (RasterioError, CPLE_BaseError, SystemError, OSError) as error:  # GDAL's own, too
             raise InputError(f'{path} cannot be written ({reason(error)}).') from error
         finally:
             partial.unlink(missing_ok=True)

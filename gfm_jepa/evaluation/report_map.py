@@ -19,6 +19,7 @@ from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 
 from ..data.class_tags import class_names, colour_of
+from ..data.finding import band_key
 from ..data.grids import Grid
 from ..data.raster_files import reason
 from ..errors import InputError
@@ -29,7 +30,7 @@ MOST_CELLS = 20_000  # of a page: its vectors are 32 bytes each
 WIDTH = 32  # components of a vector
 APART = 3  # cells: what lies closer to a place is no news
 FINEST = 1024  # pixels of a picture's longer side
-RED_GREEN_BLUE = (('B04', 'red'), ('B03', 'green'), ('B02', 'blue'))
+RED_GREEN_BLUE = (('b4', 'red'), ('b3', 'green'), ('b2', 'blue'))  # as `band_key` says them
 
 STYLE = """.card{overflow-x:auto}.card th,.card td{text-align:left;vertical-align:top}
 @media(min-width:64rem){#atlas{display:grid;grid-template-columns:minmax(0,1fr) 22rem;gap:1rem}}
@@ -188,9 +189,8 @@ def _scene(embeddings: EmbeddingMap, path: Path, step: int) -> NDArray[np.uint8]
     try:
         with rasterio.open(path) as source:
             require_crs(source)
-            known = {(d or '').lower(): i + 1 for i, d in enumerate(source.descriptions)}
-            named = [next((known[n.lower()] for n in names if n.lower() in known), 0)
-                     for names in RED_GREEN_BLUE]  # fmt: skip
+            known = {band_key(d or ''): i + 1 for i, d in enumerate(source.descriptions)}
+            named = [next((known[n] for n in names if n in known), 0) for names in RED_GREEN_BLUE]
             bands = named if all(named) else [min(i, source.count) for i in (1, 2, 3)]
             with warped_to(source, shown, Resampling.average) as warped:
                 raw = warped.read(bands, masked=True)

@@ -60,9 +60,10 @@ class Search:
                 f'finite ones are searched; take one that holds data, of the same weights and kind.'
             )
         wanted, k = F.normalize(wanted, dim=1), min(k, len(self))
-        if self.index is not None:
-            similar, numbers = self.index.search(wanted.numpy(), k)
-        else:
+        similar, numbers = (
+            (None, None) if self.index is None else self.index.search(wanted.numpy(), k)
+        )
+        if numbers is None or (numbers < 0).any():  # an index may find fewer than k
             best, at = self._exact(wanted.numpy(), k)
             similar, numbers = best.numpy(), at.numpy()
         single = np.ndim(query) == 1

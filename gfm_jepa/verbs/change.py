@@ -69,7 +69,8 @@ def main(words: Sequence[str]) -> None:
         scores = change_maps(before, after)
     result = {}
     if args.labels:
-        labels = read_on(before, args.labels, Resampling.mode).astype(int)
+        marks = read_on(before, args.labels, Resampling.mode)
+        labels = np.where(np.isfinite(marks) & (marks >= 0), marks > 0, -1)
         result = {name: ranking(values, labels) for name, values in scores.items()}
     before.write(args.output, scores)
     if args.mask:

@@ -3,12 +3,15 @@
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from ..evaluation.embeddings import Embeddings
 
 
 def main(words: Sequence[str]) -> None:
@@ -48,7 +51,7 @@ def main(words: Sequence[str]) -> None:
     if at is None:
         if not args.weights:
             raise InputError(f'{args.image} has to be embedded first; add --weights.')
-        wanted = embed_image(args.weights, args.image, args.embeddings.suffix)
+        wanted = embed_image(args.weights, args.image, embeddings)
     else:
         row = np.flatnonzero(places == at)
         if not len(row):
@@ -73,17 +76,19 @@ def main(words: Sequence[str]) -> None:
     ]))  # fmt: skip
 
 
-def embed_image(weights: str, path: str, kind: str = '.parquet') -> 'NDArray[np.float32]':
+def embed_image(weights: str, path: str, like: 'Embeddings') -> 'NDArray[np.float32]':
     """The mean embedding of the chips of an example, or of the cells of its map: of one kind."""
     import tempfile
 
-    from ..evaluation.embeddings import open_embeddings
+    from ..evaluation.embeddings import open_embeddings, require_same_weights
     from ..evaluation.search import load
     from ..inference.embed import embed
     from ..models.hub import from_pretrained
 
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / f'example{kind}'
+        output = Path(folder) / f'example{like.path.suffix}'
         embed(from_pretrained(weights), [path], output, say=lambda text: None)
-        mean: NDArray[np.float32] = load(open_embeddings(output))[0].mean(axis=0)
+        example = replace(open_embeddings(output), path=Path(path))
+        require_same_weights(example, like)
+        mean: NDArray[np.float32] = load(replace(example, path=output))[0].mean(axis=0)
         return mean
