@@ -139,7 +139,7 @@ def test_splits_share_no_ground(archive, tmp_path, by):
 def test_splits_that_cannot_be(archive, tmp_path):
     for rule, message in (
         (SplitRule('colour'), "no column 'colour' to split by; give blocks, longitude or one of"),
-        (SplitRule('blocks', block_size=10.0), 'lies across a border of blocks of 10 m'),
+        (SplitRule('blocks', block_size=10.0), 'Blocks of 10 m are smaller than chips of'),
     ):
         with pytest.raises(InputError, match=message):
             write_index([str(archive)], tmp_path / 'chips.parquet', settings(split=rule))

@@ -226,6 +226,11 @@ def test_unlabelled_pixels_teach_nothing(weights):
     truth[..., 2:] = torch.nan
     assert torch.allclose(task.criterion(answers, truth), expected)
     assert task.criterion(answers, truth * torch.nan) == 0
+    for nothing in (-1.0, -5.0, torch.inf):
+        truth[..., 2:] = nothing
+        assert torch.allclose(task.criterion(answers, truth), expected)
+        assert task.known(truth).sum() == 8
+    truth[..., 2:] = torch.nan
     with pytest.raises(InputError, match='holds the class 3, but num_classes is 2'):
         task.criterion(answers, truth + 3)
 

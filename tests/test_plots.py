@@ -52,6 +52,13 @@ def test_dashboard_reads_what_lightning_writes(tmp_path):
     assert Path('new/run.png').stat().st_size > 20_000
 
 
+def test_a_row_that_was_broken_off_is_no_number(tmp_path):
+    path = tmp_path / 'metrics.csv'
+    path.write_text('epoch,step,train_loss\n0,0,3.0\n0,10,2.0\n0,20,0.97900721.8048\n0,30,1.0\n')
+    (curve,) = (line for axes in dashboard(path).axes for line in axes.get_lines())
+    assert curve.get_xydata().tolist() == [[0, 3.0], [10, 2.0], [30, 1.0]]
+
+
 def test_dashboard_without_some_columns(tmp_path):
     path = tmp_path / 'metrics.csv'
     path.write_text('epoch,lr-AdamW,step,embedding_std\n0,0.1,0,\n0,0.2,5,1\n')

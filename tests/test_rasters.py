@@ -10,7 +10,7 @@ from rasterio.enums import ColorInterp
 from rasterio.warp import transform as warp_points
 
 from gfm_jepa import InputError
-from gfm_jepa.data import Rasters
+from gfm_jepa.data import Rasters, RastersDataModule
 from gfm_jepa.data.rasters import collate
 from gfm_jepa.data.samplers import GroupBatchSampler, ResumableLoader, shuffled
 from gfm_jepa.data.statistics import RunningStatistics, describe
@@ -190,6 +190,36 @@ def test_order_shards_by_rank_and_resumes():
     resumed.load_state_dict(broken.state_dict())
     assert [b.tolist() for b in resumed] == epochs[0][5:]
     assert [b.tolist() for b in resumed] == epochs[1]
+
+
+def test_an_epoch_that_is_cut_short_is_over():
+    """As Lightning does with limit_train_batches: it asks anew after some batches."""
+    loader = ResumableLoader(range(24), GroupBatchSampler([range(24)], 4))
+    epochs = [[b.tolist() for _, b in zip(range(4), loader, strict=False)] for _ in range(3)]
+    whole = ResumableLoader(range(24), GroupBatchSampler([range(24)], 4))
+    expected = [[b.tolist() for b in whole][:4] for _ in range(3)]
+    assert epochs == expected and loader.order.epoch == 2
+
+
+def test_chips_that_are_alone_of_their_kind_are_left_out_where_samples_are_compared(
+    tmp_path, write_raster, caplog
+):
+    write_raster(tmp_path / 'a/s2.tif', 3, (96, 96))
+    write_raster(tmp_path / 'b/s2.tif', 3, (48, 48), gsd=20.0, origin=(6e5, 5e6))
+    data = RastersDataModule(
+        [str(tmp_path)], [sensor('s2', 3).to_dict()], chip_size=48, stride=48, batch_size=2
+    )
+    data.setup('fit')
+    assert len(data.train_dataloader()) == 3
+    data.smallest_group = 2
+    with caplog.at_level('INFO'):
+        batches = list(data.train_dataloader())
+    assert [len(b['s2']) for b in batches] == [2, 2]
+    assert '1 chips left out that are the only ones of their kind' in caplog.text
+    assert 'b/s2.tif' in caplog.text
+    data.smallest_group = 5
+    with pytest.raises(InputError, match='No two chips are of one kind'):
+        data.train_dataloader()
 
 
 def test_statistics_in_one_pass_equal_numpy(tmp_path, write_raster):

@@ -9,9 +9,11 @@ import pytest
 from mapping import save_encoder, smooth
 
 from gfm_jepa.cli import main
+from gfm_jepa.data.grids import Grid
 from gfm_jepa.evaluation import report_map
 from gfm_jepa.evaluation.clusters import normalised
 from gfm_jepa.evaluation.embeddings import open_map
+from gfm_jepa.evaluation.report_map import _middles, _on, _thinned
 from gfm_jepa.evaluation.search import load
 
 
@@ -60,6 +62,17 @@ def test_a_large_map_is_thinned(scene, monkeypatch):
     assert (data['rows'], data['columns'], data['step']) == (12, 16, 2)
     assert len(data['vectors']) * 3 // 4 <= 200 * data['width'] + 2
     assert 'every 2th row' not in text and 'every 2nd row and column' in text
+
+
+def test_the_middle_of_a_block_stands_for_it():
+    assert _middles(10, 4).tolist() == [2, 6, 9]
+    assert _middles(5, 1).tolist() == [0, 1, 2, 3, 4]
+    image = np.arange(70).reshape(7, 10)
+    shown = _thinned(image, 4)
+    assert shown.tolist() == [[22, 26, 29], [62, 66, 69]]
+    grid = Grid(None, None, 10, 7)
+    places = np.arange(70)
+    assert places[_on(places, grid, 4)].tolist() == shown.flatten().tolist()
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,12 @@ def _blocks(table: 'geopandas.GeoDataFrame', rule: SplitRule) -> NDArray[Any]:
     """A chip belongs to its block; one across the border of two splits belongs to none."""
     # Equal areas everywhere, in metres (EASE-Grid 2.0).
     bounds = table.geometry.to_crs('EPSG:6933').bounds.to_numpy()
+    side = (bounds[:, 2:] - bounds[:, :2]).max()
+    if rule.block_size < side / 2:
+        raise InputError(
+            f'Blocks of {rule.block_size:g} m are smaller than chips of {side:.0f} m; give them '
+            f'in metres, several chips wide.'
+        )
     cells = np.floor(bounds / rule.block_size).astype(np.int64)
     span = cells[:, 2:] - cells[:, :2] + 1
     # Every block that a chip touches counts: two chips of different splits then share none.

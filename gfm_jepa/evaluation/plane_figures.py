@@ -58,7 +58,9 @@ def _tsne(values: NDArray[np.float32], seed: int) -> Placed:
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(values) - 1) / 3)
-    placed = TSNE(2, perplexity=perplexity, init='pca', random_state=seed).fit_transform(values)
+    # Of embeddings that are all alike the components are NaN, on which scikit-learn crashes.
+    init = 'pca' if np.ptp(values, axis=0).max() > 1e-6 else 'random'
+    placed = TSNE(2, perplexity=perplexity, init=init, random_state=seed).fit_transform(values)
     return placed, f't-SNE of {len(values)} embeddings, perplexity {perplexity:.0f}'
 
 

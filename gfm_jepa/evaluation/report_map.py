@@ -97,9 +97,8 @@ def _vectors(
     embeddings: EmbeddingMap, step: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
     """Unit features of every n-th cell, their places, and the directions that keep most of them."""
-    width = embeddings.target.width
-    found = [(f, p) for p, f in embeddings.batches()]
-    kept = [(f[on], p[on]) for f, p in found if (on := _on(p, width, step)).any()]
+    grid = embeddings.target
+    kept = [(f[on], p[on]) for p, f in embeddings.batches() if (on := _on(p, grid, step)).any()]
     if not kept:
         raise InputError(f'No cell of {embeddings.path} holds data.')
     values = normalised(np.concatenate([f for f, _ in kept]))
@@ -121,10 +120,22 @@ def _eight_bits(
     return np.round((values - offset) / scale).astype('i1'), scale, offset
 
 
-def _on(places: NDArray[np.int64], width: int, step: int) -> NDArray[np.bool_]:
-    row, col = np.divmod(places, width)
-    chosen: NDArray[np.bool_] = (row % step == 0) & (col % step == 0)
+def _middles(length: int, step: int) -> NDArray[np.int64]:
+    """The cell in the middle of each block of so many cells, which stands for it."""
+    return np.minimum(np.arange(0, length, step) + step // 2, length - 1)
+
+
+def _on(places: NDArray[np.int64], grid: Grid, step: int) -> NDArray[np.bool_]:
+    row, col = np.divmod(places, grid.width)
+    rows, columns = _middles(grid.height, step), _middles(grid.width, step)
+    chosen: NDArray[np.bool_] = (row == rows[row // step]) & (col == columns[col // step])
     return chosen
+
+
+def _thinned[T: np.generic](image: NDArray[T], step: int) -> NDArray[T]:
+    """One cell of each block of a map (H, W, ...)."""
+    height, width = image.shape[:2]
+    return image[_middles(height, step)][:, _middles(width, step)]
 
 
 def _components(
@@ -140,7 +151,7 @@ def _components(
     picture[places, : share.shape[1]] = 255 * share
     picture[places, 3] = 255
     full = picture.reshape(embeddings.target.height, embeddings.target.width, 4)
-    return full[::step, ::step]
+    return _thinned(full, step)
 
 
 def _layer(embeddings: EmbeddingMap, path: Path, step: int) -> tuple[NDArray[np.uint8], str]:
@@ -154,7 +165,7 @@ def _layer(embeddings: EmbeddingMap, path: Path, step: int) -> tuple[NDArray[np.
     if coloured:
         return _scene(embeddings, path, step), escape(path.name)
     how = Resampling.mode if classes else Resampling.average
-    values = embeddings.image(read_on(embeddings, path, how))[::step, ::step]
+    values = _thinned(embeddings.image(read_on(embeddings, path, how)), step)
     there = np.isfinite(values) & (values != -1)
     if not there.any():
         raise InputError(f'{path} has no data where {embeddings.path} has; give layers of it.')

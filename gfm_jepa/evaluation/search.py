@@ -60,12 +60,11 @@ class Search:
                 f'finite ones are searched; take one that holds data, of the same weights and kind.'
             )
         wanted, k = F.normalize(wanted, dim=1), min(k, len(self))
-        similar, numbers = (
-            (None, None) if self.index is None else self.index.search(wanted.numpy(), k)
-        )
-        if numbers is None or (numbers < 0).any():  # an index may find fewer than k
+        found = None if self.index is None else self.index.search(wanted.numpy(), k)
+        if found is None or (found[1] < 0).any():  # an index may find fewer than k
             best, at = self._exact(wanted.numpy(), k)
-            similar, numbers = best.numpy(), at.numpy()
+            found = best.numpy(), at.numpy()
+        similar, numbers = found
         single = np.ndim(query) == 1
         return (similar[0], numbers[0]) if single else (similar, numbers)
 
