@@ -24,7 +24,7 @@ shift
 # and begins anew where there is none. Runs must lie on a file system that all nodes see.
 # Lightning's own requeueing is off: it saves in the middle of a step, we save after it.
 status=0
-srun gfm-jepa fit --config "$config" --ckpt_path auto \
+srun --kill-on-bad-exit=1 gfm-jepa fit --config "$config" --ckpt_path auto \
     --trainer.accelerator=gpu --trainer.devices=4 --trainer.num_nodes=2 --trainer.strategy=ddp \
     --trainer.plugins=lightning.pytorch.plugins.environments.SLURMEnvironment \
     --trainer.plugins.init_args.auto_requeue=false \

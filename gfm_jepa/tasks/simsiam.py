@@ -32,7 +32,8 @@ class SimSiam(ViewTask):
 
     Source: Chen & He, "Exploring Simple Siamese Representation Learning" (2021), section 3 and
         algorithm 1.
-    Differs from the source: a projector of 512 in place of 2048 by default, for small encoders.
+    Differs from the source: a projector of 512 in place of 2048 by default, for small encoders,
+        whose own batch norms see both views at once.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class SimSiam(ViewTask):
     def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Embed, project and predict both views."""
         embeddings = self.embed_views(batch, batch_idx)
-        # View by view: the batch norms see one view at a time, as in the source.
+        # View by view: these batch norms see one view at a time, as in the source.
         projections = torch.stack([self.projector(view) for view in embeddings])
         self.log_projections(projections)
         predictions = torch.stack([self.predictor(view) for view in projections])

@@ -25,7 +25,8 @@ class VICReg(ViewTask):
         expander_dims: Width of each of the expander's layers.
 
     Source: Bardes, Ponce & LeCun, "VICReg" (2022), section 4 and algorithm 1.
-    Differs from the source: an expander of 512 in place of 8192, for small encoders.
+    Differs from the source: an expander of 512 in place of 8192, for small encoders, and all views
+        of a batch at once in batch norms.
     """
 
     def __init__(
