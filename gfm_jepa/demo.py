@@ -40,6 +40,8 @@ def demo(output: Path, steps: int = 800, places: int = 16) -> list[dict[str, Any
     Returns:
         A row for the trained encoder, its random copy and image statistics, accuracies 0..1.
     """
+    if steps < 1:
+        raise InputError(f'The demo trains for {steps} steps; give 1 or more.')
     if places < 6:
         raise InputError(
             f'The demo needs 6 places or more to train, choose and test on, not {places}.'

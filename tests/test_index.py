@@ -136,6 +136,12 @@ def test_splits_share_no_ground(archive, tmp_path, by):
     assert len(train) == len(wanted)
 
 
+def test_a_rule_that_cannot_be_is_refused():
+    for wrong in ({'shares': (float('nan'),) * 3}, {'seed': -1}, {'block_size': 0}):
+        with pytest.raises(InputError, match='give'):
+            SplitRule(**wrong)
+
+
 def test_splits_that_cannot_be(archive, tmp_path):
     for rule, message in (
         (SplitRule('colour'), "no column 'colour' to split by; give blocks, longitude or one of"),

@@ -408,6 +408,34 @@ def test_partial_overlap_is_nan_and_what_is_left_is_its_own(tmp_path, write_rast
     assert data[0]['dem'][:, :, :32].isnan().all() and (data[0]['dem'][:, :, 32:] == 5).all()
 
 
+def test_ground_comes_before_the_folder(tmp_path, write_raster, values):
+    dem = Modality('dem', ('elevation',), 10.0, 'm')
+    write_raster(tmp_path / 'a/s2.tif', values=values)
+    level = np.full((1, 64, 64), 5.0)
+    write_raster(tmp_path / 'a/dem.tif', values=level, dtype='float32', origin=(5e5 + 160, 5e6))
+    write_raster(tmp_path / 'b/dem.tif', values=level + 2, dtype='float32')
+    data = Rasters([tmp_path], [S2, dem], chip_size=64)
+    assert (data[0]['dem'] == 7).all()
+
+
+def test_what_several_rasters_cover_together_is_no_place_of_its_own(tmp_path, write_raster, values):
+    dem = Modality('dem', ('elevation',), 10.0, 'm')
+    for i in range(4):
+        origin = (5e5 + 320 * (i % 2), 5e6 - 320 * (i // 2))
+        write_raster(tmp_path / f'{i}/s2.tif', values=values[:, :32, :32], origin=origin)
+    write_raster(tmp_path / 'dem.tif', values=np.full((1, 64, 64), 5.0), dtype='float32')
+    data = Rasters([tmp_path], [S2, dem], chip_size=32)
+    assert len(data) == 4
+    assert all([x.name for x in p.layers] == ['s2', 'dem'] for p in data.places)
+
+
+@pytest.mark.parametrize('options', [{'patch_size': 0}, {'stride': -5}, {'num_dates': -1}])
+def test_sizes_below_one_are_refused(tmp_path, write_raster, values, options):
+    write_raster(tmp_path / 's2.tif', values=values)
+    with pytest.raises(InputError, match='expected each 1 or more'):
+        Rasters([tmp_path], [S2], chip_size=64, **options)
+
+
 def test_dates_nearest_in_time_or_all(tmp_path, write_raster, values):
     dem = Modality('dem', ('elevation',), 10.0, 'm')
     for i, day in enumerate(('2020-01-01', '2020-06-01', '2020-12-01')):

@@ -69,6 +69,9 @@ def test_dashboard_without_some_columns(tmp_path):
         dashboard(path)
     with pytest.raises(InputError, match=r'There is no metrics\.csv'):
         dashboard(tmp_path / 'none')
+    path.write_bytes(b'PK\0\3')
+    with pytest.raises(InputError, match='but binary'):
+        dashboard(path)
 
 
 def row(name, knn5, linear, dataset='d'):

@@ -69,8 +69,9 @@ for name, accumulation, kind, samples in cases:
         for grad in [*grads, total]:
             dist.all_reduce(grad)
             grad /= world
-    found[f'{name}, {kind}, accumulation {accumulation}'] = [total.item(), [g.norm().item() for g in grads],
-                   torch.cat([g.flatten()[:: max(g.numel() // 50, 1)] for g in grads]).tolist()]
+    found[f'{name}, {kind}, accumulation {accumulation}'] = [
+        total.item(), [g.norm().item() for g in grads],
+        torch.cat([g.flatten()[:: max(g.numel() // 50, 1)] for g in grads]).tolist()]
 if rank == 0:
     print(json.dumps(found))
 """

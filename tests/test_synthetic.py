@@ -231,3 +231,9 @@ def test_statistics_of_a_chip_do_not_solve_it(places: list[Arrays]):
     ])  # fmt: skip
     assert chance + 0.05 < score(colour) < 0.7
     assert score(colour) + 0.05 < score(rich) < 0.9
+
+
+def test_a_broken_note_of_landscapes_is_told(tmp_path):
+    (tmp_path / 'landscapes.json').write_text('{"size": 28')
+    with pytest.raises(InputError, match=r'landscapes\.json is broken'):
+        SyntheticLandscapes(tmp_path, num_places=1).write()

@@ -111,8 +111,13 @@ def join(
         earlier = [j for j in near[i] if order.index(files[j].file.modality.name) < rank]
         boxes = _clip(boxes_by_file[i], outlines[i])
         covered = np.zeros(len(boxes))
-        for j in earlier:
-            covered = np.maximum(covered, coverage(boxes, outlines[j]))
+        over = np.unique(outlines[earlier], axis=0)  # dates of a place have one outline
+        for one in over:
+            covered = np.maximum(covered, coverage(boxes, one))
+        if len(over) > 1 and (covered < 0.5).any():  # or several of them together
+            ground, union = shapely.box(*boxes.T), shapely.union_all(shapely.box(*over.T))
+            shared = shapely.area(shapely.intersection(ground, union))
+            covered = np.maximum(covered, shared / shapely.area(ground).clip(1e-300))
         dates, others = _dates(i, files, near[i], outlines, num_dates)
         free = (covered < 0.5) & ~others & keep.mask(anchor)
         if not free.any():
@@ -204,7 +209,8 @@ def _partners(
     best = np.full((len(boxes), len(dates)), -1)
     if not candidates:
         return best
-    cover = np.stack([coverage(boxes, outlines[j]) for j in candidates])
+    kinds, which = np.unique(outlines[candidates], axis=0, return_inverse=True)
+    cover = np.stack([coverage(boxes, one) for one in kinds])[which.reshape(-1)]
     folders = [files[j].file.folder for j in candidates]
     for t, date in enumerate(dates):
         own = files[date].file

@@ -67,7 +67,7 @@ class Rasters(Dataset[dict[str, Any]]):
             raise InputError(f'{index[0]} is an index; give it alone, not with other paths.')
         if index:
             chips, self.chip_size, self.stride = read_index(Path(index[0]), self.modalities)
-        self._check_size()
+        self._check_size(num_dates)
         some = chips if index else self._scan(paths, strict)
         if keep.split and not any(c.split.any() for c in some):
             raise InputError(
@@ -156,7 +156,13 @@ class Rasters(Dataset[dict[str, Any]]):
             lines += [f'  {count} x {name}: {UNRECOGNISED}' for name, count in others.items()]
         return '\n'.join(lines)
 
-    def _check_size(self) -> None:
+    def _check_size(self, num_dates: int) -> None:
+        least = min(self.patch_size, self.chip_size, self.stride, num_dates + 1)
+        if least < 1:
+            raise InputError(
+                f'patch_size is {self.patch_size}, chip_size {self.chip_size}, stride '
+                f'{self.stride} and num_dates {num_dates}; expected each 1 or more; num_dates 0 is all.'
+            )
         if self.chip_size % self.patch_size or self.chip_size < self.patch_size:
             fitting = max(round(self.chip_size / self.patch_size), 1) * self.patch_size
             raise InputError(

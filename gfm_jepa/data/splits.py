@@ -41,12 +41,14 @@ class SplitRule:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be right."""
-        if len(self.shares) != 3 or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6:
+        if len(self.shares) != 3 or min(self.shares) < 0 or not abs(sum(self.shares) - 1) < 1e-6:
             raise InputError(
                 f'Shares of train, val and test are {self.shares}; give three that sum to 1.'
             )
         if not self.block_size > 0:
             raise InputError(f'block_size is {self.block_size}; give metres above 0.')
+        if self.seed < 0:
+            raise InputError(f'seed is {self.seed}; give a whole number from 0.')
 
 
 def assign_splits(table: 'geopandas.GeoDataFrame', rule: SplitRule) -> NDArray[Any]:

@@ -164,7 +164,13 @@ class SyntheticLandscapes:
         note, partial = root / 'landscapes.json', root / '.landscapes.json.partial'
         wanted = {'size': self.size, 'seed': self.seed, 'num_places': self.num_places}
         if note.is_file():
-            found = json.loads(note.read_text())
+            try:
+                found = json.loads(note.read_text())
+                found = {key: found[key] for key in wanted}
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(
+                    f'{note} is broken ({error}); delete {root}, or give another folder.'
+                ) from error
             if (found['size'], found['seed']) != (self.size, self.seed):
                 raise InputError(
                     f'{root} holds landscapes of size {found["size"]} and seed {found["seed"]}, '

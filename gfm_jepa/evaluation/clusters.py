@@ -47,6 +47,8 @@ def cluster(embeddings: Embeddings, k: int, seed: int = 0) -> Clusters:
     from sklearn.cluster import KMeans
 
     some = normalised(sample(embeddings, MOST, seed))
+    if seed < 0:
+        raise InputError(f'The seed is {seed}; give a whole number from 0.')
     if not 2 <= k <= min(254, len(some)):
         raise InputError(f'{k} clusters of {len(some)} places cannot be; take 2 to 254.')
     centres = KMeans(k, n_init=4, random_state=seed).fit(some).cluster_centers_

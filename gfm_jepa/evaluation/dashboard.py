@@ -92,6 +92,8 @@ def read_curves(path: Path) -> dict[str, Curve]:
     left out.
     """
     found: dict[str, dict[float, float]] = {}
+    if b'\0' in path.read_bytes()[:4096]:
+        raise InputError(f'{path} is no metrics.csv, but binary; give the folder of a run.')
     with path.open(newline='') as file:
         for row in csv.DictReader(file):
             if None in row or not is_number(row.get('step')):
