@@ -432,7 +432,7 @@ def test_what_several_rasters_cover_together_is_no_place_of_its_own(tmp_path, wr
 @pytest.mark.parametrize('options', [{'patch_size': 0}, {'stride': -5}, {'num_dates': -1}])
 def test_sizes_below_one_are_refused(tmp_path, write_raster, values, options):
     write_raster(tmp_path / 's2.tif', values=values)
-    with pytest.raises(InputError, match='expected each 1 or more'):
+    with pytest.raises(InputError, match='num_dates 0 is all'):
         Rasters([tmp_path], [S2], chip_size=64, **options)
 
 

@@ -161,7 +161,8 @@ class Rasters(Dataset[dict[str, Any]]):
         if least < 1:
             raise InputError(
                 f'patch_size is {self.patch_size}, chip_size {self.chip_size}, stride '
-                f'{self.stride} and num_dates {num_dates}; expected each 1 or more; num_dates 0 is all.'
+                f'{self.stride} and num_dates {num_dates}; expected each 1 or '
+                f'more; num_dates 0 is all.'
             )
         if self.chip_size % self.patch_size or self.chip_size < self.patch_size:
             fitting = max(round(self.chip_size / self.patch_size), 1) * self.patch_size
