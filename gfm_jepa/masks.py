@@ -209,11 +209,13 @@ def _require_blocks(
         raise InputError(f'Aspect ratios are {list(aspect_ratio)}; expected two above 0, rising.')
 
 
-def _require_range(name: str, share: tuple[float, float], most: float = 0.99) -> None:
+def _require_range(
+    name: str, share: tuple[float, float], least: float = 1e-6, most: float = 0.99
+) -> None:
     """Refuse what are not two shares, rising."""
-    if not 0 < share[0] <= share[1] <= most:
+    if not least <= share[0] <= share[1] <= most:
         raise InputError(
-            f'{name} is {list(share)}; expected a lowest and a highest share, above 0 and up to '
+            f'{name} is {list(share)}; expected a lowest and a highest share, {least:g} to '
             f'{most:g}.'
         )
 
@@ -278,7 +280,7 @@ class RandomCells:
 
     def __post_init__(self) -> None:
         """Refuse shares that are none."""
-        _require_range('context_share', self.context_share)
+        _require_range('context_share', self.context_share, least=0.0, most=1.0)
 
     def sample(self, ground: Ground, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw masks: context_ids (B, K) and target_ids (B, 1, T), -1 where there is none."""
@@ -318,7 +320,7 @@ class SignalBiased:
             raise InputError(f'Unknown signal {self.signal!r}: expected brightness or variance.')
         if not 0 <= self.background <= 1:
             raise InputError(f'background is a share of 0 to 1, not {self.background}.')
-        _require_range('context_share', self.context_share)
+        _require_range('context_share', self.context_share, least=0.0, most=1.0)
 
     def sample(self, ground: Ground, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw masks: context_ids (B, K) and target_ids (B, 1, T), -1 where there is none."""

@@ -92,6 +92,28 @@ def test_what_a_safe_product_holds_beside_its_bands_is_no_band(tmp_path, write_r
     assert torch.equal(data[0]['s2_l2a'][1:4], torch.from_numpy(values).float())
 
 
+def test_classes_of_a_safe_product_are_read_where_they_are_asked_for(
+    tmp_path, write_raster, values
+):
+    safe = tmp_path / 'S2A_MSIL2A_20230115T100000_N0509_R022_T33TUL_20230115T120000.SAFE'
+    for i, band in enumerate(('B02', 'B03', 'B04')):
+        path = safe / f'GRANULE/IMG_DATA/T33TUL_20230115T100000_{band}_10m.tif'
+        write_raster(path, values=values[i : i + 1] + 1000)
+    classes = np.full((1, 64, 64), 4)
+    write_raster(safe / 'GRANULE/IMG_DATA/T33TUL_20230115T100000_SCL_10m.tif', values=classes)
+    write_raster(safe / 'GRANULE/IMG_DATA/T33TUL_20230115T100000_AOT_10m.tif', values=classes)
+    scl = Modality('scl', ('class',), 10.0, 'class', categorical=True)
+    data = Rasters([tmp_path], [S2_L2A, scl], chip_size=64)
+    assert len(data) == 1 and (data[0]['scl'] == 4).all()
+
+
+def test_areas_that_are_numbered_are_no_bands(tmp_path, write_raster, values):
+    for i in range(2, 5):
+        path = tmp_path / f'colours/area_B{i}.tif'
+        write_raster(path, values=values, origin=(5e5 + 1e4 * i, 5e6))
+    assert len(Rasters([tmp_path], [COLOURS], chip_size=64)) == 3
+
+
 def test_landsat_files_are_named_without_a_zero(tmp_path, write_raster, values):
     stem = 'LC08_L2SP_158072_20170118_20200905_02_T1'
     for i in range(3):
@@ -188,6 +210,14 @@ def test_nodata_counts_in_each_band_of_a_sensor_of_unknown_range(tmp_path, write
     chip, _ = only(tmp_path, Modality('drone', ('a', 'b'), 10.0, 'reflectance'))
     assert chip[0].isfinite().all() and chip[1, :, :32].isnan().all()
     assert (chip[1, :, 32:] == 7).all()
+
+
+def test_a_saturated_band_is_no_gap(tmp_path, write_raster):
+    values = np.full((2, 64, 64), 200.0)
+    values[0, :, :32] = 255
+    write_raster(tmp_path / 'drone.tif', values=values, dtype='uint8', nodata=255)
+    chip, _ = only(tmp_path, Modality('drone', ('a', 'b'), 10.0, 'reflectance'))
+    assert chip.isfinite().all()
 
 
 def test_one_band_files_lie_where_they_say(tmp_path, write_raster):

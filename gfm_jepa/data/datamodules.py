@@ -71,17 +71,18 @@ class PretrainDataModule(LightningDataModule):
         """
         trainer = self.trainer
         kept = [g for g in groups if len(g) >= self.smallest_group]
-        if not kept:
+        if groups and not kept:
             raise InputError(
                 'No two chips are of one kind (modalities, sizes, gsd, dates), and the task '
                 'compares the chips of a batch; take a smaller chip size, or more rasters.'
             )
         if alone := [i for g in groups if len(g) < self.smallest_group for i in g]:
             files = getattr(dataset, 'files', None)
-            names = [', '.join(map(str, files(i))) for i in alone] if callable(files) else []
+            some = alone[:5] if callable(files) else []
+            names = '; '.join(', '.join(map(str, files(i))) for i in some)
             rank_zero_info(
                 f'{len(alone)} chips left out that are the only ones of their kind, where the task '
-                f'compares chips of a batch: {"; ".join(names[:5]) or "no files known"}'
+                f'compares chips of a batch: {names or "no files known"}'
             )
         sampler = GroupBatchSampler(
             kept,

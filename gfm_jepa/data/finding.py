@@ -17,6 +17,7 @@ SUFFIXES = frozenset(
 _RESOLUTION = re.compile(r'[_-](\d+)m$', re.IGNORECASE)
 # What products hold beside bands: pictures, masks, classes, quality, temperature.
 _BESIDE_SENTINEL2 = re.compile(r'(^MSK_.*|_(TCI|PVI|AOT|WVP|SCL))(_\d+m)?$', re.IGNORECASE)
+_LANDSAT = re.compile(r'^L[COTEM]\d\d_', re.IGNORECASE)
 _BESIDE_LANDSAT = re.compile(r'^L[COTEM]\d\d_.*_(QA_\w+|SR_QA_\w+|ST_\w+)$', re.IGNORECASE)
 
 
@@ -56,7 +57,8 @@ def find_rasters(paths: Sequence[str | Path], modalities: Sequence[Modality]) ->
         if not folder.exists():
             raise InputError(f'There is no file or folder {folder}; check the path.')
         inside = [f for path in sorted(_walk(folder)) for f in _inside(path)]
-        files = [path for path in inside if path == folder or not _is_beside_bands(path)]
+        wanted = [m for m in modalities if stated in ('', m.name)]
+        files = [path for path in inside if path == folder or not _is_beside_bands(path, wanted)]
         groups, grouped = _bands_of_products(files, modalities)
         found += [Found(_name(path), stated) for path in files if path not in grouped]
         found += [Found(name, stated, tuple(parts)) for name, parts in sorted(groups.items())]
@@ -103,11 +105,22 @@ def band_key(name: str) -> str:
     return re.sub(r'^([a-z]+)0+(?=[1-9])', r'\1', name.strip().lower())
 
 
-def _is_beside_bands(path: Path) -> bool:
-    """Whether a file of a product is none of its bands, and would be taken for one."""
+def _is_beside_bands(path: Path, wanted: Sequence[Modality]) -> bool:
+    """Whether a file of a product is none of its bands, would be taken for one, and is not wanted.
+
+    It is wanted if a modality is called as it is, such as ``scl``, or all that is looked for has
+    one band.
+    """
     if any(p.suffix == '.SAFE' for p in path.parents):
-        return 'QI_DATA' in path.parts or bool(_BESIDE_SENTINEL2.search(path.stem))
-    return bool(_BESIDE_LANDSAT.search(path.stem))
+        found = _BESIDE_SENTINEL2.search(path.stem)
+        beside = 'msk' if 'QI_DATA' in path.parts else found[0] if found else ''
+    else:
+        found = _BESIDE_LANDSAT.search(path.stem)
+        beside = found[1] if found else ''
+    if not beside or all(len(m.bands) == 1 for m in wanted):
+        return False
+    called = {name.lower() for m in wanted for name in (m.name, *m.aliases)}
+    return not called & set(re.split(r'[^a-z0-9]+', beside.lower()))
 
 
 def _inside(path: Path) -> list[Path]:
@@ -150,8 +163,10 @@ def _bands_of_products(
         resolution = _RESOLUTION.search(stem)
         stem = _RESOLUTION.sub('', stem)
         prefix, _, last = re.sub(r'[-. ]', '_', stem).rpartition('_')
+        # Landsat's own names leave the zero out; elsewhere B1 may be an area.
+        folded = last.lower() in spelled or _LANDSAT.match(path.stem)
         band = band_key(last)
-        if band not in tokens:
+        if band not in tokens or not folded:
             continue
         safe = next((p for p in path.parents if p.suffix == '.SAFE'), path.parent)
         key = f'{safe}/{prefix}{"_" if prefix else ""}*{path.suffix}'

@@ -24,6 +24,7 @@ from .grids import Grid
 from .zarr_cubes import ZarrRaster
 
 Float = NDArray[np.float32]
+_MEASURABLE = (-998.0, 1e6)  # by a sensor of unknown range
 REMOTE = ('http://', 'https://', 's3://', 'gs://', '/vsicurl/', '/vsis3/', '/vsigs/')
 
 # Decoded blocks that a process keeps, bytes, whatever the machine: memory has to stay flat.
@@ -108,10 +109,9 @@ class RasterFile:
     def nodata_is_impossible(self) -> bool:
         """Whether no band could measure its nodata value, so that it means so in each alone.
 
-        One band may well measure what all together use for "nothing here", such as 0; of a sensor
-        of unknown range, 0 alone.
+        One band may well measure what all together use for "nothing here", such as 0 or 255.
         """
-        limits = self.modality.valid_range or (0.0, 0.0)
+        limits = self.modality.valid_range or _MEASURABLE
         return self.nodata is not None and not limits[0] <= self.nodata <= limits[1]
 
     def open(self, grid: Grid | None = None) -> Source:

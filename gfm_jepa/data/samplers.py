@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 HUGE = 1e18  # its square is infinite in float32
+_GRACE = 20  # seconds that a worker lives on after SIGTERM
 
 
 class GroupBatchSampler(Sampler[list[int]]):
@@ -196,7 +197,8 @@ def _leave_signals(worker: int) -> None:
     """Leave it to the main process to end the run: it saves, and its workers end with it.
 
     A signal to the whole process group, as schedulers send it, would end them at once, and torch
-    would stop the run in the middle of a step.
+    would stop the run in the middle of a step. SIGTERM is also how torch and Python end a worker
+    that hangs: it takes effect later.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))

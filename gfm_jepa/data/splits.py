@@ -81,7 +81,8 @@ def _blocks(table: 'geopandas.GeoDataFrame', rule: SplitRule) -> NDArray[Any]:
     """A chip belongs to its block; one across the border of two splits belongs to none."""
     # Equal areas everywhere, in metres (EASE-Grid 2.0).
     bounds = table.geometry.to_crs('EPSG:6933').bounds.to_numpy()
-    side = (bounds[:, 2:] - bounds[:, :2]).max()
+    # Of most chips: a coarse sensor's, or one across the date line, is in no split, as any other.
+    side = float(np.median((bounds[:, 2:] - bounds[:, :2]).min(axis=1)))
     if rule.block_size < side / 2:
         raise InputError(
             f'Blocks of {rule.block_size:g} m are smaller than chips of {side:.0f} m; give them '

@@ -137,7 +137,7 @@ def _modality(found: Found, name: str | None, bands: Sequence[str] | None, unit:
     if name is not None and name in MODALITIES:
         if not bands:
             return MODALITIES[name]
-        if set(bands) <= set(MODALITIES[name].bands):
+        if not unit and set(bands) <= set(MODALITIES[name].bands):
             return resolve({'name': name, 'bands': list(bands)})
     headers = headers_of(found)
     if isinstance(headers, str):

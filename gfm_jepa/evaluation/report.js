@@ -75,9 +75,13 @@ function thumbnail(y, x) {
   return canvas;
 }
 
+function middle(block, axis) {
+  return Math.min(block * data.step + (data.step >> 1), data.last[axis]);
+}
+
 function describe(row) {
   const [y, x] = placeOf(row);
-  return `latitude ${lat[row].toFixed(5)}, longitude ${lon[row].toFixed(5)} (row ${y * data.step}, column ${x * data.step})`;
+  return `latitude ${lat[row].toFixed(5)}, longitude ${lon[row].toFixed(5)} (row ${middle(y, 0)}, column ${middle(x, 1)})`;
 }
 
 function draw() {

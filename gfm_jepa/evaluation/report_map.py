@@ -85,6 +85,7 @@ def map_section(
     vectors, scale, offset = _eight_bits(normalised(values @ basis))
     payload = {
         'rows': -(-height // step), 'columns': columns, 'step': step, 'width': basis.shape[1],
+        'last': [height - 1, width - 1],
         'apart': APART, 'count': 8, 'thumbnail': max(3, 12 // step),
         'vectors': _text(vectors), 'scale': scale.tolist(), 'offset': offset.tolist(),
         'cells': _text((row // step * columns + col // step).astype('<u4')),

@@ -15,6 +15,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchgeo.tasks import BaseTask
 
+from ..data.datamodules import PretrainDataModule
 from ..errors import InputError
 from ..masks import Mask
 from ..metrics import effective_rank, embedding_std, gradient_norm, mean_cosine
@@ -93,12 +94,11 @@ class OptimizerConfig:
         for name in ('lr', 'weight_decay', 'final_lr'):
             if getattr(self, name) < 0:
                 raise InputError(f'optimizer.{name} is {getattr(self, name)}; expected 0 or more.')
-        for share in (self.warmup, *self.betas):
-            if not 0 <= share < 1:
-                raise InputError(
-                    f'optimizer has warmup {self.warmup} and betas {list(self.betas)}; expected '
-                    f'each from 0 to below 1.'
-                )
+        if not 0 <= self.warmup <= 1 or not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(
+                f'optimizer has warmup {self.warmup} and betas {list(self.betas)}; expected a '
+                f'share of 0 to 1, and two from 0 to below 1.'
+            )
 
 
 class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
@@ -120,6 +120,7 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
     encoder: BaseEncoder
     frozen: Sequence[nn.Module] = ()
     dated_beside: Sequence[str] = ()  # what has dates, and is not for the encoder
+    smallest_group = 1  # samples that have to be able to share a batch
 
     def __init__(
         self,
@@ -264,6 +265,9 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         """Let batch norms span all ranks, before anything wraps the modules."""
         if self.trainer.world_size > 1:
             span_ranks(self)
+        data = getattr(self.trainer, 'datamodule', None)
+        if isinstance(data, PretrainDataModule):
+            data.smallest_group = self.smallest_group
 
     def configure_model(self) -> None:
         """Shard over the ranks under Lightning's ModelParallelStrategy; nothing otherwise."""

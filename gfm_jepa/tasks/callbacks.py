@@ -1,11 +1,13 @@
 """Watching a run: is it alive, and does it separate classes yet?"""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.datamodules import PretrainDataModule
 from ..data.rasters import collate
 from ..errors import InputError
 from ..metrics import gradient_norm, knn_predict
@@ -195,7 +197,7 @@ class OnlineKNN(Callback):
             return
         self.measured_step = trainer.global_step
         train, val = source()
-        if train[0]['label'].ndim:
+        if torch.as_tensor(train[0]['label']).ndim:
             return  # several classes at once: neighbours have no one vote
         train_embeddings, train_labels = self._embed(pl_module, train)
         embeddings, labels = self._embed(pl_module, val)
@@ -213,7 +215,7 @@ class OnlineKNN(Callback):
         total = len(dataset)  # type: ignore[arg-type]
         ids = torch.linspace(0, total - 1, min(self.num_samples, total)).long().tolist()
         chosen = torch.utils.data.Subset(dataset, ids)
-        loader = DataLoader(chosen, self.batch_size, collate_fn=collate)
+        loader = DataLoader(chosen, self.batch_size, collate_fn=_with_labels)
         was_training = pl_module.training
         pl_module.eval()
         embeddings, labels = [], []
@@ -221,8 +223,14 @@ class OnlineKNN(Callback):
             labels.append(batch.pop('label'))
             moved = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
             datamodule: Any = getattr(pl_module.trainer, 'datamodule', None)
-            if datamodule is not None:  # may tell what a pixel covers
+            if isinstance(datamodule, PretrainDataModule):  # may tell what a pixel covers
                 moved = datamodule.on_after_batch_transfer(moved, 0)
             embeddings.append(pl_module(moved).cpu())
         pl_module.train(was_training)
         return torch.cat(embeddings), torch.cat(labels)
+
+
+def _with_labels(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch and its labels (B,), which may be plain numbers."""
+    labels = torch.stack([torch.as_tensor(sample['label']) for sample in samples])
+    return {**collate(samples), 'label': labels}

@@ -102,7 +102,7 @@ class IJEPA(PretrainTask):
             rank_zero_info(
                 f'After {self.total_steps()} steps {100 * left:.0f} % of the target encoder, which '
                 f'is what you get, are still its random start; take more steps, or a lower ema '
-                f'than {list(self.ema)}, such as [{max(1 - 10 / self.total_steps(), 0):.2g}, 1.0].'
+                f'than {list(self.ema)}, such as [{max(1 - 10 / self.total_steps(), 0):.4f}, 1.0].'
             )
 
     @property

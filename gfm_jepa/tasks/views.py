@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.datamodules import PretrainDataModule
 from ..errors import InputError
 from ..metrics import effective_rank
 from ..photo_views import PhotoViews
@@ -24,6 +23,8 @@ class ViewTask(PretrainTask):
         views: How views are made: `Views` of images from above, `PhotoViews` of photographs.
     """
 
+    smallest_group = 2  # they are compared with each other
+
     def __init__(
         self,
         modalities: ModalitySpecs,
@@ -37,13 +38,6 @@ class ViewTask(PretrainTask):
             else PhotoViews(**views) if 'jitter' in views else Views(**views)
         )  # fmt: skip
         super().__init__(modalities, encoder, optimizer)
-
-    def setup(self, stage: str) -> None:
-        """Tell the data that a sample that can share no batch with another is of no use."""
-        super().setup(stage)
-        data = getattr(self.trainer, 'datamodule', None)
-        if isinstance(data, PretrainDataModule):
-            data.smallest_group = 2
 
     @property
     def num_views(self) -> int:
