@@ -78,8 +78,8 @@ class PretrainDataModule(LightningDataModule):
             )
         if alone := [i for g in groups if len(g) < self.smallest_group for i in g]:
             files = getattr(dataset, 'files', None)
-            some = alone[:5] if callable(files) else []
-            names = '; '.join(', '.join(map(str, files(i))) for i in some)
+            named = [', '.join(map(str, files(i))) for i in alone[:5]] if callable(files) else []
+            names = '; '.join(named)
             rank_zero_info(
                 f'{len(alone)} chips left out that are the only ones of their kind, where the task '
                 f'compares chips of a batch: {names or "no files known"}'
