@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -210,6 +211,23 @@ def test_gaps_count_for_what_they_leave_in_infonce_and_among_modalities():
 def test_numbers_that_cannot_be_are_refused(build, said):
     with pytest.raises(InputError, match=said):
         build()
+
+
+@pytest.mark.parametrize(('steps', 'told'), [(500, True), (5000, False)])
+def test_a_target_that_cannot_follow_is_told(steps, told, caplog):
+    task = IJEPA(SENSORS)
+    strategy = SimpleNamespace(broadcast=lambda seed: seed)
+    trainer = SimpleNamespace(
+        strategy=strategy, precision='32-true', estimated_stepping_batches=steps
+    )
+    task._trainer = trainer
+    with caplog.at_level('INFO'):
+        task.on_fit_start()
+    # 1 - momentum is 0.002 on average: exp(-1) of the start is left after 500 steps.
+    assert ('37 % of the target encoder' in caplog.text) == told
+    trainer.precision = 'bf16-true'
+    with pytest.raises(InputError, match='take bf16-mixed'):
+        task.on_fit_start()
 
 
 def test_masks_come_back_from_what_a_checkpoint_holds():
