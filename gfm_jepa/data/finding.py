@@ -18,7 +18,7 @@ _RESOLUTION = re.compile(r'[_-](\d+)m$', re.IGNORECASE)
 # What products hold beside bands: pictures, masks, classes, quality, temperature.
 _BESIDE_SENTINEL2 = re.compile(r'(^MSK_.*|_(TCI|PVI|AOT|WVP|SCL))(_\d+m)?$', re.IGNORECASE)
 _LANDSAT = re.compile(r'^L[COTEM]\d\d_', re.IGNORECASE)
-_BESIDE_LANDSAT = re.compile(r'^L[COTEM]\d\d_.*_(QA_\w+|SR_QA_\w+|ST_\w+)$', re.IGNORECASE)
+_BESIDE_LANDSAT = re.compile(r'_(QA|SR_QA|ST)_\w+$', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -111,16 +111,15 @@ def _is_beside_bands(path: Path, wanted: Sequence[Modality]) -> bool:
     It is wanted if a modality is called as it is, such as ``scl``, or all that is looked for has
     one band.
     """
+    found = None
     if any(p.suffix == '.SAFE' for p in path.parents):
-        found = _BESIDE_SENTINEL2.search(path.stem)
-        beside = 'msk' if 'QI_DATA' in path.parts else found[0] if found else ''
-    else:
+        found = _BESIDE_SENTINEL2.search('MSK_' if 'QI_DATA' in path.parts else path.stem)
+    elif _LANDSAT.match(path.stem):
         found = _BESIDE_LANDSAT.search(path.stem)
-        beside = found[1] if found else ''
-    if not beside or all(len(m.bands) == 1 for m in wanted):
+    if not found or all(len(m.bands) == 1 for m in wanted):
         return False
     called = {name.lower() for m in wanted for name in (m.name, *m.aliases)}
-    return not called & set(re.split(r'[^a-z0-9]+', beside.lower()))
+    return not called & set(re.split(r'[^a-z0-9]+', found[0].lower()))
 
 
 def _inside(path: Path) -> list[Path]:
@@ -164,9 +163,8 @@ def _bands_of_products(
         stem = _RESOLUTION.sub('', stem)
         prefix, _, last = re.sub(r'[-. ]', '_', stem).rpartition('_')
         # Landsat's own names leave the zero out; elsewhere B1 may be an area.
-        folded = last.lower() in spelled or _LANDSAT.match(path.stem)
         band = band_key(last)
-        if band not in tokens or not folded:
+        if last.lower() not in spelled and not (_LANDSAT.match(path.stem) and band in tokens):
             continue
         safe = next((p for p in path.parents if p.suffix == '.SAFE'), path.parent)
         key = f'{safe}/{prefix}{"_" if prefix else ""}*{path.suffix}'

@@ -99,6 +99,7 @@ class LatentMIM(PretrainTask):
         """Mask twice, tell the hidden patches apart, and the samples by their contexts."""
         batch = self.dates_of(self.masks, batch, batch_idx)
         generator = self.generator(batch_idx)
+        modality_ids = self.encoder.layout(batch).modality_ids
         losses, embeddings = [], []
         for _ in range(2):
             context_ids, target_ids = sample_masks(self.masks, self.encoder, batch, generator)
@@ -106,7 +107,7 @@ class LatentMIM(PretrainTask):
             targets = self.forward_targets(batch, target_ids)
             predictions, embedding = self.forward_context(batch, context_ids, target_ids)
             there = (target_ids >= 0) & (context_ids >= 0).any(dim=1, keepdim=True)
-            kinds = self.encoder.layout(batch).modality_ids[target_ids.clamp_min(0)]
+            kinds = modality_ids[target_ids.clamp_min(0)]
             losses.append(
                 patch_discrimination(predictions, targets, there, self.temperature, kinds)
             )
