@@ -8,9 +8,10 @@ by up to three times, so that each row measures a step of VICReg beside a step o
 and scales. For each method and seed a process of its own does that, trains as many steps as fit
 (ours with `configs/<method>_eurosat_rgb.yaml`, torchgeo's with torchgeo_objectives.py), probes, and
 appends its rows to benchmarks/results/objectives.csv. What stands there is skipped, so that a
-broken call goes on; encoders of ours are kept in `--keep`, and probed without training when they
-are there. `--best 3 --minutes 40` takes the best three methods of the rows that are there. The last
-line is one JSON object: mean and spread over seeds, by method and features.
+broken call goes on, ours from the last 500 steps; encoders of ours are kept in `--keep`, and probed
+without training when they are there. `--best 3 --minutes 40` takes the best three methods of the
+rows that are there. The last line is one JSON object: mean and spread over seeds, by method and
+features.
 """
 
 import argparse
@@ -77,11 +78,16 @@ def train_ours(
     changes: Mapping[str, Any] = MappingProxyType({}),
     keep: Path | None = None,
 ) -> Any:
-    """Train one of our configs, perhaps changed, for so many steps and return its encoder."""
+    """Train one of our configs, perhaps changed, for so many steps and return its encoder.
+
+    Where its checkpoint is kept, a run of it that was broken off goes on.
+    """
     from gfm_jepa.cli import main as gfm_jepa
 
-    with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / 'config.yaml'
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = keep.with_suffix('') if keep else Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = folder / 'config.yaml'
         config.write_text(yaml.safe_dump(config_of(method, changes)))
         words = [
             'fit', '--config', str(config), f'--data.root={root}',
@@ -91,13 +97,15 @@ def train_ours(
             '--trainer.callbacks=gfm_jepa.tasks.CollapseGuard',
             '--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint',
             f'--trainer.callbacks.dirpath={folder}', '--trainer.callbacks.save_last=true',
+            '--trainer.callbacks.every_n_train_steps=500', '--ckpt_path=auto',
         ]  # fmt: skip
         if gfm_jepa(words):
             raise SystemExit(f'{method} did not train.')
+        encoder = from_pretrained(folder / 'last.ckpt')
         if keep:
-            keep.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(Path(folder) / 'last.ckpt', keep)
-        return from_pretrained(Path(folder) / 'last.ckpt')
+            (folder / 'last.ckpt').replace(keep)
+            shutil.rmtree(folder)
+        return encoder
 
 
 def train_theirs(method: str, minutes: float, root: str) -> tuple[Any, int, float]:
@@ -117,12 +125,19 @@ def train_or_find(
     """Encoder, steps and a step's seconds of one of our methods, perhaps from an earlier call."""
     checkpoint = keep / f'{method}_{minutes:g}_{seed}.ckpt'
     about = checkpoint.with_suffix('.json')
-    if about.is_file():
-        return from_pretrained(checkpoint), *json.loads(about.read_text())
-    steps, seconds = affordable(method, time_ours(method, CALIBRATION_STEPS)[0], minutes)
-    encoder = train_ours(method, steps, seed, root, keep=checkpoint)
-    about.write_text(json.dumps([steps, seconds]))
-    return encoder, steps, seconds
+    told = json.loads(about.read_text()) if about.is_file() else {}
+    if told.get('config') != config_of(method):  # nothing is there, or the config was another
+        shutil.rmtree(checkpoint.with_suffix(''), ignore_errors=True)
+        checkpoint.unlink(missing_ok=True)
+        steps, seconds = affordable(method, time_ours(method, CALIBRATION_STEPS)[0], minutes)
+        told = {'steps': steps, 'seconds': seconds, 'config': config_of(method)}
+        keep.mkdir(parents=True, exist_ok=True)
+        about.write_text(json.dumps(told))
+    # A run that goes on keeps its schedule, whatever a step takes today.
+    steps, seconds = told['steps'], told['seconds']
+    if checkpoint.is_file():
+        return from_pretrained(checkpoint), steps, seconds
+    return train_ours(method, steps, seed, root, keep=checkpoint), steps, seconds
 
 
 def embed(model: Embed, benchmark: Benchmark) -> list[Features]:

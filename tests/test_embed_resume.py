@@ -7,26 +7,26 @@ import subprocess
 import sys
 
 import pytest
+from forked import Forked
 from mapping import save_encoder, smooth
 
 from gfm_jepa.cli import main
 from gfm_jepa.inference import workspaces
 from gfm_jepa.inference.workspaces import Workspace
 
-# Dies while it flushes the fourth part, after the settings and three whole ones.
-KILLED = """
-import os, signal, sys
-from gfm_jepa.cli import main
 
-whole, calls = os.fsync, []
-def dying(file):
-    calls.append(1)
-    if len(calls) == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    whole(file)
-os.fsync = dying
-main(sys.argv[1:])
-"""
+def killed(words):
+    """Die while it flushes the fourth part, after the settings and three whole ones."""
+    whole, calls = os.fsync, []
+
+    def dying(file):
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        whole(file)
+
+    os.fsync = dying
+    return main(words)
 
 
 class Killed(BaseException):
@@ -69,8 +69,8 @@ def broken_off(patch, owner, name, words, after=0):
 def test_a_killed_call_goes_on_to_the_same_bytes(words, tmp_path, monkeypatch):
     target, work = tmp_path / 'out.tif', tmp_path / 'out.tif.work'
     assert main([*words, str(tmp_path / 'whole.tif')]) == 0
-    done = subprocess.run([sys.executable, '-c', KILLED, *words, str(target)])
-    assert done.returncode == -signal.SIGKILL
+    printed, status = Forked(lambda: killed([*words, str(target)])).communicate()
+    assert status == -signal.SIGKILL, printed
     assert len(list(work.glob('*.npy'))) == 3 and not target.exists()
     assert list(work.glob('*.tmp'))  # what it was writing
     saved = []

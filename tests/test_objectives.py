@@ -160,3 +160,16 @@ def test_without_their_guard_methods_collapse():
     torch.manual_seed(0)
     kept = train(LeJEPA([SENSOR.to_dict()], SMALL, sigreg_weight=0.1), 60)
     assert kept > 2 * free
+
+
+def test_the_predictor_of_simsiam_learns_faster():
+    task = SimSiam([SENSOR.to_dict()], SMALL, OptimizerConfig(lr=1e-3), predictor_rate=4.0)
+    rates = {id(p): g['lr'] for g in task.parameter_groups() for p in g['params']}
+    learning = [p for p in task.parameters() if p.requires_grad]
+    assert rates.keys() == {id(p) for p in learning} and len(rates) == len(learning)
+    assert {rates[id(p)] for p in task.predictor.parameters()} == {4e-3}
+    assert {rates[id(p)] for p in task.projector.parameters()} == {1e-3}
+    decays = [{p.ndim > 1 for p in g['params']} for g in task.parameter_groups()]
+    assert decays == [{True}, {True}, {False}, {False}]
+    with pytest.raises(InputError, match=r'predictor_rate is 0\.0; expected above 0'):
+        SimSiam([SENSOR.to_dict()], SMALL, predictor_rate=0.0)

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from forked import Forked
 
 from gfm_jepa import from_pretrained
 from gfm_jepa.cli import main
+from gfm_jepa.tasks import AtomicCheckpointIO
 
 TESTS = Path(__file__).parent
 SENSOR = {'name': 'optical', 'bands': ['B1', 'B2', 'B3'], 'gsd': 10.0, 'unit': 'DN',
@@ -79,7 +81,8 @@ def weights(name: str) -> dict[str, torch.Tensor]:
     [('IJEPA', signal.SIGKILL), ('LeJEPA', signal.SIGKILL), ('IJEPA', signal.SIGUSR1),
      ('LeJEPA', signal.SIGTERM)],
 )  # fmt: skip
-def test_a_run_that_a_signal_ended_resumes_bit_for_bit(config, method, number):
+def test_a_run_that_a_signal_ended_resumes_bit_for_bit(config, method, number, monkeypatch):
+    monkeypatch.syspath_prepend(str(TESTS))
     assert main(config('whole', f'gfm_jepa.tasks.{method}')) == 0
     words = [*config('broken', f'gfm_jepa.tasks.{method}'), '--ckpt_path=auto']
     # As a scheduler does it: to the processes that read, too.
@@ -87,11 +90,12 @@ def test_a_run_that_a_signal_ended_resumes_bit_for_bit(config, method, number):
     words += ['--data.num_workers=1'] if number == signal.SIGTERM else []
     # An epoch has 4 batches, and checkpoints come every 2: step 7 lies between both.
     halt = ['--trainer.callbacks+=parts.Halt', '--trainer.callbacks.init_args.step=7']
-    process = command([*words, *halt])
+    process = Forked(lambda: main([*words, *halt]))
     printed = ''.join(iter(lambda: _line_before_halt(process), ''))
     send(process.pid, number)
-    printed += process.communicate('\n', timeout=900)[0]
-    assert process.returncode == STOPPED[number], printed
+    rest, status = process.communicate('\n')
+    printed += rest
+    assert status == STOPPED[number], printed
     reached = torch.load('runs/broken/version_0/checkpoints/last.ckpt', weights_only=True)
     assert reached['global_step'] == (6 if number == signal.SIGKILL else 8)
     assert number == signal.SIGKILL or '--ckpt_path auto' in printed
@@ -110,10 +114,18 @@ def test_a_run_that_a_signal_ended_resumes_bit_for_bit(config, method, number):
     assert {p.name for p in (folder / 'checkpoints').glob('last*')} == {'last.ckpt'}
 
 
-def _line_before_halt(process: subprocess.Popen) -> str:
+def _line_before_halt(process: Forked) -> str:
     """The next line that a process prints, nothing once it has halted."""
     line = process.stdout.readline()
     return '' if line == 'halted\n' else line
+
+
+def test_last_is_the_end_of_the_run(config):
+    words = [*config('odd', 'gfm_jepa.tasks.LeJEPA'), '--trainer.max_steps=3']
+    assert main(words) == 0
+    assert len(list(Path('runs/odd').rglob('*.ckpt'))) == 2  # of step 2, and of the end
+    path = 'runs/odd/version_0/checkpoints/last.ckpt'
+    assert torch.load(path, weights_only=True)['global_step'] == 3
 
 
 def test_last_needs_a_checkpoint(config, capfd):
@@ -121,33 +133,21 @@ def test_last_needs_a_checkpoint(config, capfd):
     assert 'There is no checkpoint in runs/none' in capfd.readouterr().err
 
 
-KILLED = """
-import os, sys
-import torch
-from gfm_jepa.tasks import AtomicCheckpointIO
-
 class Deadly:
+    """Kills the process that pickles it."""
+
     def __reduce__(self):
-        os.kill(os.getpid(), 9)
-
-def save(checkpoint):
-    if sys.argv[1] == 'atomic':
-        AtomicCheckpointIO().save_checkpoint(checkpoint, 'run/last.ckpt')
-    else:
-        os.makedirs('run', exist_ok=True)
-        torch.save(checkpoint, 'run/last.ckpt')
-
-save({'step': 1, 'weights': torch.ones(1000)})
-save({'step': 2, 'weights': torch.ones(1000), 'then': Deadly()})
-"""
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize('kind', ['atomic', 'plain'])
 def test_killed_while_writing_leaves_the_last_checkpoint_whole(kind):
-    env = {**os.environ, 'PYTHONPATH': str(TESTS.parent)}
-    done = subprocess.run([sys.executable, '-c', KILLED, kind], env=env)
-    assert done.returncode == -signal.SIGKILL
     path = Path('run/last.ckpt')
+    path.parent.mkdir()
+    save = AtomicCheckpointIO().save_checkpoint if kind == 'atomic' else torch.save
+    save({'step': 1, 'weights': torch.ones(1000)}, path)
+    killed = Forked(lambda: save({'step': 2, 'weights': torch.ones(1000), 'then': Deadly()}, path))
+    assert killed.communicate()[1] == -signal.SIGKILL
     if kind == 'atomic':
         assert torch.load(path, weights_only=True)['step'] == 1
         assert sorted(p.name for p in path.parent.iterdir()) == ['last.ckpt', 'last.ckpt.part']

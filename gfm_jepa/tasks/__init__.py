@@ -8,7 +8,7 @@ from .latent_mim import LatentMIM
 from .lejepa import LeJEPA
 from .pixelwise import PixelHeadConfig, PixelwiseRegression, SemanticSegmentation
 from .predictions import WriteEmbeddings
-from .runs import AtomicCheckpointIO, DrawDashboard, Preemption
+from .runs import AtomicCheckpointIO, DrawDashboard, Preemption, SaveTheEnd
 from .simsiam import SimSiam
 from .vicreg import VICReg
 
@@ -29,6 +29,7 @@ __all__ = [
     'PixelwiseRegression',
     'Preemption',
     'PretrainTask',
+    'SaveTheEnd',
     'SemanticSegmentation',
     'SimSiam',
     'VICReg',

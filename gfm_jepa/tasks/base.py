@@ -30,7 +30,7 @@ from ..models.projectors import span_ranks
 from ..views import pick_dates
 
 ModalitySpecs = Sequence[str | dict[str, Any]]
-FEWEST_RANKED = 4  # samples: a rank is at most one less, and says nothing of fewer
+FEWEST_RANKED = 8  # samples: a rank is at most one less, and says nothing of fewer
 
 
 @dataclass(frozen=True)
@@ -356,7 +356,9 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         if c.final_weight_decay is not None:
             mix = (1 + math.cos(math.pi * self.progress())) / 2
             decay = c.final_weight_decay + (c.weight_decay - c.final_weight_decay) * mix
-            optimizer.param_groups[0]['weight_decay'] = decay
+            for group in optimizer.param_groups:
+                if group['params'][0].ndim > 1:
+                    group['weight_decay'] = decay
 
     @property
     def logs_this_step(self) -> bool:

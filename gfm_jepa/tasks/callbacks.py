@@ -37,7 +37,7 @@ class CollapseGuard(Callback):
         min_std: float = 0.005,
         min_rank: float = 1.5,
         min_projection_std: float = 0.1,
-        min_projection_rank: float = 1.75,
+        min_projection_rank: float = 2.5,
         checks: int = 5,
         warmup_steps: int = 20,
     ) -> None:

@@ -30,6 +30,7 @@ from .runs import (
     AtomicCheckpointIO,
     DrawDashboard,
     Preemption,
+    SaveTheEnd,
     default_loggers,
     newest_checkpoint,
 )
@@ -116,7 +117,7 @@ class GfmJepaCLI(LightningCLI):
             plugins.append(AtomicCheckpointIO())
         callbacks = as_list(settings['callbacks'])
         if self.subcommand == 'fit':
-            for kind in (NaNGuard, Preemption, DrawDashboard):
+            for kind in (NaNGuard, Preemption, SaveTheEnd, DrawDashboard):
                 if not any(isinstance(c, kind) for c in callbacks):
                     callbacks.append(kind())
         for strategy in (settings['strategy'], kwargs.get('strategy')):

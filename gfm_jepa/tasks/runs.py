@@ -142,6 +142,20 @@ class Preemption(Callback):
         raise SystemExit(128 + number if trainer.is_global_zero else 0)
 
 
+class SaveTheEnd(Callback):
+    """Let ``last.ckpt`` be the end of a run: Lightning leaves it at the last multiple of steps."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save once more, unless the last step was saved, or nothing yet, which Lightning mends."""
+        for callback in trainer.checkpoint_callbacks:
+            if (
+                isinstance(callback, ModelCheckpoint) and callback.save_last
+                and callback._last_checkpoint_saved
+                and callback._last_global_step_saved != trainer.global_step
+            ):  # fmt: skip
+                trainer.save_checkpoint(callback.last_model_path)
+
+
 class DrawDashboard(Callback):
     """Draw ``dashboard.png`` beside the ``metrics.csv`` of a run when it ends, well or not."""
 
