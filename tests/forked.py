@@ -1,5 +1,6 @@
 """A process that starts at once: a fork of the test's, which has imported everything."""
 
+import logging
 import os
 import sys
 import traceback
@@ -43,6 +44,7 @@ def _run(call: Callable[[], int], stdin: int, out: int) -> None:
             os.dup2(end, stream)
         sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, 'w')
         sys.stderr = sys.stdout
+        logging.getLogger('lightning.pytorch').addHandler(logging.StreamHandler(sys.stdout))
         status = call()
     except SystemExit as end:
         status = int(end.code or 0)
