@@ -16,7 +16,7 @@ from conftest import sensor
 
 from gfm_jepa import InputError
 from gfm_jepa.cli import main
-from gfm_jepa.data import Rasters, caches
+from gfm_jepa.data import Rasters, RastersDataModule, caches
 from gfm_jepa.data.caches import CachedChips, write_cache
 from gfm_jepa.data.chips import ChipFilter
 from gfm_jepa.data.index import IndexSettings, read_index, write_index
@@ -301,3 +301,10 @@ trainer: {{max_steps: 2, accelerator: cpu, logger: false, enable_checkpointing: 
         assert main(['fit', '--config', str(tmp_path / 'c.yaml'),
                      f'--data.paths=[{tmp_path / path}]',
                      f'--trainer.limit_val_batches={batches}']) == 0  # fmt: skip
+
+
+def test_fewer_processes_than_none_are_refused(archive, capfd):
+    assert main(['cache', str(archive), '-o', 'c.zarr', '--num-workers', '-1']) == 2
+    assert '--num-workers is -1; give 0 or more' in capfd.readouterr().err
+    with pytest.raises(InputError, match='num_workers is -1; give 0 or more'):
+        RastersDataModule(['x'], [S2.to_dict()], num_workers=-1)

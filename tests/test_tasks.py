@@ -117,7 +117,7 @@ def test_ema_follows_optimizer_steps_not_micro_batches(config, tmp_path):
 
 def test_loss_falls_and_health_is_logged(config, tmp_path):
     config(
-        'LeJEPA', 'run', '--trainer.max_steps=30', '--trainer.logger=CSVLogger',
+        'LeJEPA', 'run', '--trainer.max_steps=20', '--trainer.logger=CSVLogger',
         '--trainer.logger.save_dir=logs',
     )  # fmt: skip
     logged = pd.read_csv(next(tmp_path.glob('logs/**/metrics.csv')))

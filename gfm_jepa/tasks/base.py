@@ -30,7 +30,7 @@ from ..models.projectors import span_ranks
 from ..views import pick_dates
 
 ModalitySpecs = Sequence[str | dict[str, Any]]
-FEWEST_RANKED = 8  # samples: a rank is at most one less, and says nothing of fewer
+FEWEST_RANKED = 4  # samples: a rank is at most one less, and says nothing of fewer
 
 
 @dataclass(frozen=True)

@@ -86,5 +86,5 @@ class ViewTask(PretrainTask):
         if self.logs_this_step:
             first = projections[0].detach().float()
             self.log('projection_std', first.std(dim=0, correction=0).mean())
-            if len(first) >= FEWEST_RANKED:
+            if len(first) >= 2 * FEWEST_RANKED:  # the guard asks more of this rank
                 self.log('projection_rank', effective_rank(first))
