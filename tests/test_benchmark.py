@@ -11,20 +11,22 @@ from safetensors.torch import save_file
 from test_eurosat import make_jpegs
 from test_probes import Chips, blobs
 
-from gfm_jepa import save_pretrained
+from gfm_jepa import from_pretrained, save_pretrained
 from gfm_jepa.cli import main
 from gfm_jepa.data.benchmarks import Benchmark
 from gfm_jepa.data.few_labels import stratified
 from gfm_jepa.data.identity import split_hash
 from gfm_jepa.data.resized import resize
 from gfm_jepa.errors import InputError
-from gfm_jepa.evaluation.benchmark import Plan
+from gfm_jepa.evaluation.benchmark import Finetuning, Plan
+from gfm_jepa.evaluation.benchmark_figures import few_label_table, labelled
 from gfm_jepa.evaluation.classifiers import LinearMap, accuracy_of, knn_probe, linear_probe
 from gfm_jepa.evaluation.features import Features
 from gfm_jepa.evaluation.handmade import LEVELS, HandMade, _co_occurrence
 from gfm_jepa.evaluation.heads import as_head
 from gfm_jepa.evaluation.logistic import LogisticRegression
-from gfm_jepa.evaluation.methods import timm_encoder
+from gfm_jepa.evaluation.methods import Contest, timm_encoder
+from gfm_jepa.evaluation.readouts import add_readout
 from gfm_jepa.evaluation.result_table import COLUMNS, KEY, ResultTable
 from gfm_jepa.evaluation.scores import interval, score
 from gfm_jepa.modalities import MODALITIES
@@ -116,6 +118,26 @@ def test_fine_tuning_is_a_protocol_and_leaves_a_classifier(weights, eurosat, cap
     assert torch.allclose(model({'rgb': x}), scores, atol=2e-3)  # kept as float16
 
 
+def test_each_encoder_is_fine_tuned_once(weights, tmp_path):
+    parts = [Chips(18, seed) for seed in range(3)]
+    colours = Benchmark('colours', 'made up', 'rgb', 10.0, *parts, ('red', 'green', 'blue'))
+    read = add_readout(from_pretrained(weights), [{'rgb': parts[0].images}], width=4)
+    own = str(save_pretrained(read, tmp_path / 'read'))
+    plan = Plan(('finetune',), finetuning=Finetuning(lambda *_: None, 'how'))
+    for features in (('embedding',), ('depths',), ('embedding', 'depths')):
+        contest = Contest([own], features, ['resnet10t'])
+        tuned = [m.name for m in contest.methods(colours) if list(plan.results(m))]
+        assert tuned == ['read', 'random init', 'resnet10t, random']
+
+
+def test_a_fine_tuned_head_knows_how_its_chips_were_resized(weights, eurosat):
+    row = run(weights, eurosat, '--protocols', 'finetune', '--epochs', '1', '--no-baselines',
+              '--features', 'depths', '--image-size', '32')[0]  # fmt: skip
+    table = ResultTable(Path('rows.csv'), resume=True)
+    facts = load_classifier(Path('rows.heads') / table.name(row) / 'last.ckpt').facts
+    assert (facts.image_sizes, facts.resized_from) == ({'rgb': [32, 32]}, {'rgb': [64, 64]})
+
+
 class NoNetwork(HTMLParser):
     """Collects what a page would fetch, and its headings and images."""
 
@@ -155,6 +177,26 @@ def test_the_report_stands_alone_and_agrees_with_the_rows(weights, eurosat):
     assert f'>{100 * float(knn["value"]):.2f}<' in text and knn['split_hash'] in text
 
 
+def test_different_results_have_different_labels():
+    same = {'method': 'w', 'features': 'depths', 'protocol': 'linear', 'weights': 'a/w',
+            'weights_hash': '1', 'split_hash': '2', 'image_size': '64x64', 'settings': 'C on val',
+            'label_share': '1', 'value': '0.5', 'seed': '0'}  # fmt: skip
+
+    def labels(**changed):
+        return [r['label'] for r in labelled([same, {**same, **changed}])]
+
+    assert labels() == ['w, depths'] * 2
+    assert labels(image_size='32x32') == ['w, depths, 64x64 px', 'w, depths, 32x32 px']
+    assert labels(weights='b/w', weights_hash='3') == ['w, depths, a/w', 'w, depths, b/w']
+    assert labels(weights_hash='3') == ['w, depths, hash 1', 'w, depths, hash 3']
+    assert labels(settings='C on all', seed='7') == [
+        'w, depths, seed 0, val', 'w, depths, seed 7, all',
+    ]  # fmt: skip
+    assert labels(settings='k=5', protocol='knn') == ['w, depths'] * 2
+    rows = labelled([same, {**same, 'image_size': '32x32', 'value': '0.9'}])
+    assert [r['mean'] for r in few_label_table(rows)] == [0.5, 0.9]
+
+
 def test_the_linear_head_is_kept(weights, eurosat, capfd):
     rows = run(weights, eurosat, '--protocols', 'linear', '--features', 'depths', '--no-baselines',
                '--save-head', 'head.ckpt')  # fmt: skip
@@ -190,6 +232,18 @@ def test_bad_words_are_one_sentence(weights, eurosat, capfd):
     assert 'has other columns' in fails(*root, '--resume')
     Path('head.txt').touch()
     assert 'ends in .csv' in fails(*root, '-o', 'head.txt')
+    again = (*root, '-o', 'new.csv', '--no-baselines')
+    assert 'batch_size is 0' in fails(*again, '--batch-size', '0')
+    assert 'num_workers is -1' in fails(*again, '--num-workers', '-1')
+    assert 'draws is -2' in fails(*again, '--draws', '-2')
+    assert 'The seed is -1' in fails(*again, '--seed', '-1')
+    assert 'epochs is 0' in fails(*again, '--protocols', 'finetune', '--epochs', '0')
+    assert 'The image size is 0' in fails(*again, '--image-size', '0')
+    kept = Path(weights) / 'config.json'
+    assert 'is an input, which it would replace' in fails(*again, '--save-head', str(kept))
+    Path('w.csv').touch()
+    assert 'is an input' in fails(*root, '-o', 'w.csv', '--resume', '--timm', 'resnet10t=w.csv')
+    assert not Path('new.csv').exists()
 
 
 def test_intervals_are_those_of_the_bootstrap():
@@ -258,6 +312,9 @@ def test_a_linear_map_as_a_module():
     probe = linear_probe(*flat)
     logits = as_head(probe.linear)(flat[2].embeddings)
     assert torch.allclose(logits.softmax(1), probe.scores, atol=1e-4)
+    tiny = LinearMap(torch.ones(2), torch.tensor([5e-7, 1.0]), torch.eye(2), torch.zeros(2))
+    x = torch.tensor([[1.0 + 6e-7, 3.0]])
+    assert torch.allclose(as_head(tiny)(x), tiny(x), rtol=1e-3)
 
 
 def test_shares_are_stratified_and_repeatable():
@@ -328,6 +385,7 @@ def test_chips_of_another_size_cover_the_same_ground():
     known = Benchmark('colours', 'made up', 'rgb', 10.0, *parts, ('red', 'green', 'blue'))
     small = resize(known, 8)
     assert small.gsd == 20.0 and small.test[0]['rgb'].shape == (3, 8, 8)
+    assert (known.resized_from, small.resized_from) == (None, (16, 16))
     before, after = (float(b.test[0]['rgb'].mean()) for b in (known, small))
     assert after == pytest.approx(before, rel=0.05)
     with pytest.raises(InputError, match='image size is 0'):
@@ -348,6 +406,11 @@ def test_timm_weights_from_a_file(tmp_path):
     save_file(state, tmp_path / 'less.safetensors')
     with pytest.raises(InputError, match='does not hold weights of resnet10t'):
         timm_encoder('resnet10t', str(tmp_path / 'less.safetensors'), rgb, seed=2)
+    (tmp_path / 'junk.safetensors').write_bytes(b'\x10' + 7 * b'\0' + b'{nonsense')
+    torch.save([1, 2], tmp_path / 'list.pth')
+    for name in ('junk.safetensors', 'list.pth'):
+        with pytest.raises(InputError, match=f'{name} does not hold weights of resnet10t'):
+            timm_encoder('resnet10t', str(tmp_path / name), rgb, seed=2)
 
 
 def test_a_plan_knows_its_protocols():

@@ -63,9 +63,9 @@ def weights(tmp_path):
     return str(save_pretrained(small(), tmp_path / 'weights'))
 
 
-def train(task, dataset=None, epochs=12, **options):
+def train(task, dataset=None, epochs=12, size=8, **options):
     """Fit a task on pairs."""
-    loader = DataLoader(dataset or Pairs(24, 0), batch_size=8)
+    loader = DataLoader(dataset or Pairs(24, 0), batch_size=size)
     trainer = Trainer(
         max_epochs=epochs, accelerator='cpu', logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
@@ -96,6 +96,8 @@ def test_learns_two_modalities_with_gaps_and_tests_without_one(weights, features
     assert trainer.test(task, radar, verbose=False)[0]['test_accuracy'] > 0.9
     with pytest.raises(InputError, match='of 8 samples have no valid pixel'):
         trainer.test(task, loader, verbose=False)
+    with pytest.raises(InputError, match='leave_out names optics; .* which are optical, radar'):
+        make(weights, leave_out=['optics'])
 
 
 def test_a_frozen_encoder_has_no_gradient_and_does_not_change(weights):
@@ -129,6 +131,33 @@ def test_several_labels_a_sample(weights):
     assert 'test_accuracy' not in scores and task.monitor == 'val_average_precision'
     shares = task.predict_step(next(iter(loader)), 0)
     assert shares.shape == (8, 2) and not torch.allclose(shares.sum(dim=1), torch.ones(8))
+
+
+def test_several_labels_are_scored_in_float32_under_mixed_precision(weights, monkeypatch):
+    task = make(weights, HeadConfig(multilabel=True), classes=('a', 'b')).eval()
+    torch.nn.init.normal_(task.head.linear.weight, std=30)
+    logged = {}
+    monkeypatch.setattr(task, 'log', lambda name, value, **_: logged.update({name: value}))
+    monkeypatch.setattr(task, 'log_dict', lambda *_, **__: None)
+    batch = next(iter(DataLoader(torch.utils.data.Subset(Pairs(8, 1, True), [0, 1, 3, 4]), 4)))
+    with torch.autocast('cpu', torch.bfloat16):
+        task.evaluate('val', batch, 0)
+        assert task.predict_step(batch, 0).dtype == torch.float32
+    assert logged['val_loss'].isfinite()
+
+
+def test_the_head_knows_all_modalities_of_all_batches(weights):
+    task = make(weights)
+    pairs = next(iter(DataLoader(Pairs(8, 0), 8)))
+    batches = [
+        {**{k: v[pairs[name].isfinite().flatten(1).all(1)] for k, v in pairs.items()
+            if k in (name, 'label')}, 'gsd': {name: gsd}}
+        for name, gsd in (('optical', 10.0), ('radar', 20.0))
+    ]  # fmt: skip
+    train(task, batches, epochs=1, size=None)
+    facts = task._facts()
+    assert facts.image_sizes == {'optical': [16, 16], 'radar': [16, 16]}
+    assert facts.gsd == {'optical': 10.0, 'radar': 20.0}
 
 
 def test_targets_are_smoothed_and_mixed_as_their_papers_say(weights):

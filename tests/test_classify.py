@@ -7,21 +7,24 @@ import numpy as np
 import pytest
 import torch
 from conftest import sensor
+from PIL import Image
 from test_eurosat import write_jpeg
 
 from gfm_jepa.cli import main
+from gfm_jepa.data.resized import ResizedChips
+from gfm_jepa.errors import InputError
 from gfm_jepa.evaluation.classify import fit_middle
 from gfm_jepa.models import Encoder
 from gfm_jepa.models.heads import ClassificationHead, HeadFacts, head_state, load_classifier
 
 
-def write_head(path, modalities, sizes, gsd=None):
+def write_head(path, modalities, sizes, gsd=None, before=None):
     """A head whose two classes depend on the features."""
     torch.manual_seed(3)
     encoder = Encoder(modalities, patch_size=8, embed_dim=16, depth=1, num_heads=2)
     head = ClassificationHead(16, 2)
     torch.nn.init.normal_(head.linear.weight)
-    facts = HeadFacts(('low', 'high'), image_sizes=sizes, gsd=gsd or {})
+    facts = HeadFacts(('low', 'high'), image_sizes=sizes, gsd=gsd or {}, resized_from=before or {})
     buffer = io.BytesIO()
     torch.save(head_state(encoder, head, facts), buffer)
     path.write_bytes(buffer.getvalue())
@@ -95,6 +98,40 @@ def test_the_middle_of_a_raster_keeps_its_pixels():
     padded = fit_middle(x, (8, 6))
     assert torch.equal(padded[:, 1:7], x) and padded[:, [0, 7]].isnan().all()
     assert fit_middle(x, None) is x
+
+
+def test_an_image_is_brought_to_the_size_as_the_chips_were(tmp_path, told, write_raster):
+    values = np.random.default_rng(0).integers(20, 200, (3, 32, 48))
+    Image.fromarray(values.transpose(1, 2, 0).astype(np.uint8)).save(tmp_path / 'a.png')
+    optical = sensor('optical', 3)
+    write_raster(tmp_path / 'a.tif', values=values, names=['B1', 'B2', 'B3'])
+    for key, modality, path in (('rgb', 'rgb', 'a.png'), ('optical', optical.to_dict(), 'a.tif')):
+        chips = [{key: torch.from_numpy(values).float()}]
+        small = ResizedChips(chips, key, 16)
+        for name, dataset, before in (('whole', chips, {}), ('small', small, {key: [32, 48]})):
+            x = dataset[0][key]
+            head = write_head(tmp_path / name, [modality], {key: list(x.shape[1:])}, before=before)
+            expected = load_classifier(head)({key: x[None]})[0, 0]
+            assert told(head, path)[path]['low'] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_a_head_of_another_version_or_a_damaged_one_is_refused(rgb_head, tmp_path):
+    saved = torch.load(rgb_head, weights_only=True)
+
+    def load(facts, **tensors):
+        path = tmp_path / 'other.ckpt'
+        torch.save(saved | {'head': facts, 'state_dict': saved['state_dict'] | tensors}, path)
+        return load_classifier(path)
+
+    old = {k: v for k, v in saved['head'].items() if k != 'resized_from'}
+    assert load(old).facts.resized_from == {}
+    for odd in ({**old, 'novel': 1}, ['x'], {**old, 'classes': 5}, {**old, 'image_sizes': 'x'},
+                {**old, 'image_sizes': {'rgb': [32]}}, {**old, 'gsd': {'rgb': 'x'}}):  # fmt: skip
+        with pytest.raises(InputError, match='says of its head is not understood'):
+            load(odd)
+    bias = torch.tensor([0.0, torch.nan])
+    with pytest.raises(InputError, match=r'linear.bias of the head of .* holds NaN'):
+        load(old, **{'head.linear.bias': bias})
 
 
 def test_bad_input_is_one_sentence(rgb_head, tmp_path, told, write_raster, capfd):

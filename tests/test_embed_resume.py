@@ -5,11 +5,15 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from forked import Forked
-from mapping import save_encoder, smooth
+from mapping import OPTICAL, save_encoder, smooth
 
+import gfm_jepa.inference.embed as embedding
 from gfm_jepa.cli import main
 from gfm_jepa.inference import workspaces
 from gfm_jepa.inference.workspaces import Workspace
@@ -132,6 +136,24 @@ def test_parts_of_other_settings_are_not_taken(words, tmp_path, monkeypatch, cap
     (work / 'thesis.txt').write_text('mine')
     assert main([*words, str(target), '--overwrite']) == 2
     assert (work / 'thesis.txt').read_text() == 'mine'
+
+
+def test_parts_of_another_index_are_not_taken(words, tmp_path, monkeypatch, capfd):
+    (tmp_path / 'm.yaml').write_text(yaml.safe_dump(OPTICAL.to_dict()))
+    made = ['index', 'in/optical.tif', '--modalities', 'm.yaml', '-o', 'i.parquet', '--chip-size']
+    call = ['embed', words[1], 'i.parquet', '--batch-size', '2', '-o', 'o.parquet']
+    assert main([*made, '64']) == 0
+    rows = pq.read_table('i.parquet')
+    pq.write_table(rows.slice(0, 4), 'i.parquet')
+    broken_off(monkeypatch, embedding, '_write', call)
+    pq.write_table(rows.slice(4, 4), 'i.parquet')
+    assert main(call) == 2
+    assert 'chips was [' in capfd.readouterr().err
+    Path('i.parquet').unlink()
+    assert main([*made, '128']) == 0
+    assert main(call) == 2
+    assert 'window was 64, is 128' in capfd.readouterr().err
+    assert main([*call, '--overwrite']) == 0
 
 
 def test_two_processes_give_the_bytes_of_one(words, tmp_path):

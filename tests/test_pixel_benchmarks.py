@@ -12,7 +12,11 @@ from torchgeo.datasets import OSCD
 from gfm_jepa import save_pretrained
 from gfm_jepa.cli import main
 from gfm_jepa.data.benchmarks import load_benchmark
+from gfm_jepa.data.identity import split_hash
+from gfm_jepa.data.labelled import Benchmark
 from gfm_jepa.errors import InputError
+from gfm_jepa.evaluation import pixel_benchmark, pixel_features
+from gfm_jepa.evaluation.methods import Method
 from gfm_jepa.evaluation.pixel_features import difference, sample_pixels
 from gfm_jepa.evaluation.pixel_scores import BINS, area, change_scores, class_scores, otsu_bin
 from gfm_jepa.models import Encoder
@@ -208,6 +212,32 @@ def test_any_rasters_with_labels(tmp_path, write_raster, capfd):
     words = ['benchmark', own, '--dataset', 'rasterfolder', '--root', str(tmp_path / 'data')]
     assert main([*words, '-o', 'again.csv']) == 2
     assert "Class 'class 2' of rasterfolder has no pixel" in capfd.readouterr().err
+
+
+def test_the_split_of_rasters_knows_the_places(tmp_path, write_raster):
+    roots = [make_places(tmp_path / name, write_raster) for name in 'ab']
+    known = split_hash(load_benchmark('rasterfolder', roots[0]))
+    assert split_hash(load_benchmark('rasterfolder', roots[1])) == known
+    (roots[1] / 'test/place').rename(roots[1] / 'test/other')
+    assert split_hash(load_benchmark('rasterfolder', roots[1])) != known
+
+
+def test_a_class_in_chips_that_were_not_drawn_counts_as_wrong(monkeypatch, caplog):
+    for module in (pixel_benchmark, pixel_features):
+        monkeypatch.setattr(module, 'MOST_CHIPS', 2)
+
+    def chips(*levels):
+        return [{'rgb': torch.full((3, 8, 8), 50.0 * v).index_fill(2, torch.arange(4), 0),
+                 'mask': torch.full((8, 8), v).index_fill(1, torch.arange(4), 0)}
+                for v in levels]  # fmt: skip
+
+    known = Benchmark('cover', 'made up', 'rgb', None, chips(1, 2, 1), chips(1, 2), chips(1, 2),
+                      ('none', 'grass', 'water'), target='pixels')  # fmt: skip
+    method = Method('bands', 'bands', lambda: lambda batch: batch['rgb'])
+    with caplog.at_level('INFO'):
+        row = pixel_benchmark.PixelMeasure(known, method)({'protocol': 'linear'})[0]
+    assert row['n_test'] == 2 and float(row['value']) == pytest.approx((1 + 0.5 + 0) / 3, abs=1e-4)
+    assert 'none of which shows water; such test pixels count as wrong' in caplog.text
 
 
 def test_a_class_that_train_lacks(weights, tmp_path, capfd):

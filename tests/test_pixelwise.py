@@ -163,6 +163,12 @@ def test_a_quantity_is_mapped_in_its_unit(weights):
     assert int((~there).sum()) == 16
     assert torch.allclose(found[there], expected[there], rtol=1e-4, atol=1e-2)
     assert model(batch).shape == (2, 1)
+    whole = saved['pixel_head']
+    for facts in ([], {k: v for k, v in whole.items() if k != 'kind'},
+                  {k: v for k, v in whole.items() if k != 'std'}):  # fmt: skip
+        torch.save({**saved, 'pixel_head': facts}, 'odd.ckpt')
+        with pytest.raises(InputError, match='says of its head is not understood'):
+            load_segmenter('odd.ckpt')
     del saved['pixel_head']
     torch.save(saved, 'bare.ckpt')
     with pytest.raises(InputError, match='holds no head for pixels'):

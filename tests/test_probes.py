@@ -189,6 +189,14 @@ def test_random_convolutions_are_torchgeos(benchmark):
     assert ours(batch).isfinite().all()
 
 
+def test_baselines_do_without_a_band_that_is_never_there(benchmark, encoder):
+    for part in (benchmark.train, benchmark.val, benchmark.test):
+        part.images[:, 2] = torch.nan
+    rows = probe(encoder, 'own', replace(benchmark, bands=('red', 'green')), progress=False)
+    assert [r['name'] for r in rows] == ['own', 'image statistics', 'RCF-512', 'random init']
+    assert rows[1]['embed_dim'] == 4 * 2
+
+
 def test_random_init_differs_and_disturbs_nothing(encoder):
     state = torch.get_rng_state()
     first, second, other = random_init(encoder, 0), random_init(encoder, 0), random_init(encoder, 1)

@@ -203,3 +203,11 @@ def test_a_timm_model_has_the_random_filters():
     read = add_readout(encoder, [{'rgb': images}], width=16)
     model = to_timm(read, 'rgb', img_size=32).eval()
     assert torch.allclose(model(images), read({'rgb': images}), atol=1e-4)
+
+
+def test_a_band_that_no_image_holds_leaves_the_filters_finite(encoder):
+    images = batch_of(30)
+    images['optical'][:, 1] = torch.nan
+    found = add_random_filters(encoder, [images], count=6)
+    assert found.embedder('optical').filters.weight.isfinite().all()
+    assert add_readout(found, [images], width=8)(images).isfinite().all()

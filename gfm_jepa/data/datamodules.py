@@ -36,6 +36,8 @@ class PretrainDataModule(LightningDataModule):
         self.modalities = resolve_all(modalities)
         if batch_size < 1:
             raise InputError(f'batch_size is {batch_size}; give at least 1.')
+        if num_workers < 0:
+            raise InputError(f'num_workers is {num_workers}; give 0 or more.')
         self.batch_size = batch_size
         self.num_workers = num_workers
 

@@ -48,14 +48,30 @@ class ImageFiles(Dataset[Sample]):
 
     def read(self, index: int) -> Tensor:
         """Decode an image: (3, H, W) uint8."""
-        from PIL import Image, ImageOps
+        return read_rgb(self.files[index], None if self.size is None else (self.size, self.size))
 
-        pixels = decode_rgb(self.files[index])
-        if self.size is not None and pixels.shape[:2] != (self.size, self.size):
-            shape = (self.size, self.size)
-            fitted = ImageOps.fit(Image.fromarray(pixels), shape, Image.Resampling.BICUBIC)
-            pixels = np.array(fitted)
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+def read_rgb(path: Path, size: tuple[int, int] | None = None) -> Tensor:
+    """Decode an image.
+
+    Args:
+        path: The file.
+        size: Height and width, pixels, of the middle that is cut out once the image is resized to
+            just cover them; by default it stays as it is.
+
+    Returns:
+        (3, H, W) uint8.
+
+    Raises:
+        InputError: If it is broken.
+    """
+    from PIL import Image, ImageOps
+
+    pixels = decode_rgb(path)
+    if size is not None and pixels.shape[:2] != size:
+        fitted = ImageOps.fit(Image.fromarray(pixels), size[::-1], Image.Resampling.BICUBIC)
+        pixels = np.array(fitted)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 class ImageArray(Dataset[Sample]):

@@ -26,6 +26,8 @@ class Benchmark:
         target: ``label``; or ``pixels`` or ``change``, whose samples hold ``mask`` (H, W), int64,
             -1 where not labelled, in place of ``label``; those of ``change`` two dates of rasters
             (2, C, H, W).
+        resized_from: Height and width, pixels, that the chips had before they were resampled; None
+            if they are as their files have them.
     """
 
     name: str
@@ -40,3 +42,4 @@ class Benchmark:
     bands: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     target: str = 'label'
+    resized_from: tuple[int, int] | None = None

@@ -125,7 +125,8 @@ class RasterPixels(Dataset[dict[str, Any]]):
                 f'LULC among them.'
             )
         self.ids, self.modalities = chosen, signatures.pop()[:-1]
-        self.files = [f'{self.chips.files(i)[0]}/{i}' for i in chosen]
+        # The folder of a file is its place, by which other data are known: see `split_hash`.
+        self.files = [f'{self.chips.files(i)[0]}:{i}' for i in chosen]
 
     def __len__(self) -> int:
         """Number of chips."""

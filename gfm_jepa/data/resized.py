@@ -1,5 +1,6 @@
 """Chips at another size than their files have."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,9 +39,13 @@ class ResizedChips(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The chip at its new size, and what else the sample holds."""
         sample = self.dataset[index]
-        x = sample[self.modality][None]
-        small = F.interpolate(x, (self.size, self.size), mode='bilinear', antialias=True)
-        return {**sample, self.modality: small[0]}
+        x = resample(sample[self.modality], (self.size, self.size))
+        return {**sample, self.modality: x}
+
+
+def resample(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Resample a chip (C, H, W) bilinearly, with antialiasing, to a height and width."""
+    return F.interpolate(x[None], tuple(size), mode='bilinear', antialias=True)[0]
 
 
 def resize(benchmark: Benchmark, size: int) -> Benchmark:
@@ -54,9 +59,11 @@ def resize(benchmark: Benchmark, size: int) -> Benchmark:
     if size < 1:
         raise InputError(f'The image size is {size}; give pixels above 0.')
     key = benchmark.modality
-    before = benchmark.test[0][key].shape[-1]
+    height, width = benchmark.test[0][key].shape[-2:]
     train, val, test = (
         ResizedChips(part, key, size) for part in (benchmark.train, benchmark.val, benchmark.test)
     )
-    gsd = None if benchmark.gsd is None else benchmark.gsd * before / size
-    return replace(benchmark, gsd=gsd, train=train, val=val, test=test)
+    gsd = None if benchmark.gsd is None else benchmark.gsd * width / size
+    return replace(
+        benchmark, gsd=gsd, train=train, val=val, test=test, resized_from=(height, width)
+    )

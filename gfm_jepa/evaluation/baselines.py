@@ -1,6 +1,6 @@
 """What every result has to beat: image statistics, random convolutions, random weights."""
 
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any, cast
 
 import numpy as np
@@ -53,6 +53,7 @@ class RandomConvolutions:
         kernel_size: Side of the filters, pixels.
         bias: Added to the responses.
         seed: Of the choice of filters.
+        means: Of the bands, for those that no image holds.
 
     Source: Rolf et al., "A generalizable and accessible approach to machine learning with global
     satellite imagery" (2021), as implemented in torchgeo 0.10.
@@ -71,6 +72,7 @@ class RandomConvolutions:
         kernel_size: int = 5,
         bias: float = -0.3,
         seed: int = 1,
+        means: Sequence[float] | None = None,
     ) -> None:
         from torchgeo.models import RCF
 
@@ -79,6 +81,9 @@ class RandomConvolutions:
         ids = range(0, count, -(-count // 500))
         images = np.stack([train[i][modality].numpy() for i in ids])
         self.range = max(float(np.nanpercentile(np.abs(images), 99.9)), 1e-6)
+        if means is not None:
+            empty = np.isnan(images).all(axis=(0, 2, 3))
+            images[:, empty] = np.array(means)[empty, None, None]
         self.mean = torch.from_numpy(np.nanmean(images, axis=(0, 2, 3))).float().view(-1, 1, 1)
         source = cast(Any, _Images(train, modality, self._scale))
         model = RCF(len(self.mean), num_features, kernel_size, bias, seed, 'empirical', source)

@@ -71,7 +71,7 @@ class Plan:
         finetuning: How, if it is among the protocols.
 
     Raises:
-        InputError: If a protocol is unknown, a share is not one, or nobody says how to fine-tune.
+        InputError: If a protocol is unknown, a number cannot be, or nobody says how to fine-tune.
     """
 
     protocols: Sequence[str] = ('knn', 'linear', 'few')
@@ -92,6 +92,11 @@ class Plan:
             raise InputError(
                 f'The share of labels is {wrong[0]:g}; give shares above 0 and at most 1.'
             )
+        for name, least in (('draws', 1), ('batch_size', 1), ('num_workers', 0)):
+            if (number := getattr(self, name)) < least:
+                raise InputError(f'{name} is {number}; give at least {least}.')
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f'The seed is {self.seed}; give one from 0 to {2**32 - 1}.')
         if 'finetune' in self.protocols and self.finetuning is None:
             raise InputError('The protocol finetune needs to be told how.')
 
@@ -99,7 +104,7 @@ class Plan:
         """Yield protocol, share and draw of each result of a method."""
         for protocol in self.protocols:
             if protocol == 'finetune':
-                if method.encoder is not None and method.features == 'embedding':
+                if method.finetuned:
                     assert self.finetuning is not None
                     yield _result(protocol, 1.0, 0, self.finetuning.settings)
             elif protocol == 'few':

@@ -28,22 +28,54 @@ METRICS = {
 }
 
 
-def label_of(row: Row) -> str:
-    """What a method is called in figures: its features are said where there is a choice."""
-    choice = row['features'] == 'depths'
-    return f'{row["method"]}, depths' if choice else str(row['method'])
+# What makes rows of one method different results, and among which of its rows that is looked for.
+DIFFERENCES = {
+    'weights': (), 'weights_hash': ('weights',), 'split_hash': (), 'image_size': (),
+    'seed': ('weights',), 'settings': ('protocol',),
+}  # fmt: skip
+WORDS = {'weights_hash': 'hash {}', 'split_hash': 'split {}', 'image_size': '{} px',
+         'seed': 'seed {}'}  # fmt: skip
+
+
+def labelled(rows: Sequence[Row]) -> list[Row]:
+    """Rows with a ``label``: what their methods are called in figures.
+
+    That is the method, its features where there is a choice, and what else differs among rows of
+    that name, so that no two results are taken for one.
+
+    Args:
+        rows: Of one data set, all that are shown together.
+    """
+    names = [f'{r["method"]}, depths' if r['features'] == 'depths' else r['method'] for r in rows]
+    labels = list(names)
+    for column, within in DIFFERENCES.items():
+        groups = [(n, *(r[k] for k in within)) for n, r in zip(names, rows, strict=True)]
+        values: dict[Any, set[str]] = {}
+        for group, row in zip(groups, rows, strict=True):
+            values.setdefault(group, set()).add(row[column])
+        for i, group in enumerate(groups):
+            if len(values[group]) > 1:
+                said = _unlike(rows[i][column], values[group])
+                labels[i] += f', {WORDS.get(column, "{}").format(said)}'
+    return [{**row, 'label': label} for row, label in zip(rows, labels, strict=True)]
+
+
+def _unlike(value: str, values: set[str]) -> str:
+    """The words of one of several values that are not in all of them."""
+    common = set.intersection(*(set(v.split()) for v in values))
+    return ' '.join(word for word in value.split() if word not in common) or value
 
 
 def labels_in(rows: Sequence[Row]) -> list[str]:
     """The methods, in the order of their rows."""
-    return list(dict.fromkeys(label_of(row) for row in rows))
+    return list(dict.fromkeys(row['label'] for row in rows))
 
 
 def interval_bars(rows: Sequence[Row]) -> 'Figure':
     """Draw each method's value with its 95 % interval, a panel a protocol.
 
     Args:
-        rows: Of one data set; those of few labels are left out.
+        rows: Of one data set, `labelled`; those of few labels are left out.
     """
     from matplotlib.figure import Figure
 
@@ -54,7 +86,7 @@ def interval_bars(rows: Sequence[Row]) -> 'Figure':
     panels = figure.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0]
     for axes, protocol in zip(panels, shown, strict=False):
         for row in (r for r in rows if r['protocol'] == protocol):
-            at = names.index(label_of(row))
+            at = names.index(row['label'])
             value, low, high = (100 * float(row[k]) for k in ('value', 'low', 'high'))
             bounds = [[max(value - low, 0)], [max(high - value, 0)]]
             axes.barh(at, value, color=COLOURS[at % len(COLOURS)], xerr=bounds, capsize=3)
@@ -70,14 +102,14 @@ def few_label_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Mean, spread and extremes over the draws, by method and share; all labels are a share of 1.
 
     Args:
-        rows: Of one data set.
+        rows: Of one data set, `labelled`.
 
     Returns:
         Rows with method, share, draws, mean, std, lowest and highest.
     """
     table = []
     for name in labels_in(rows):
-        own = [r for r in rows if label_of(r) == name]
+        own = [r for r in rows if r['label'] == name]
         values: dict[float, list[float]] = {}
         for row in own:
             if row['protocol'] in ('few', 'linear'):

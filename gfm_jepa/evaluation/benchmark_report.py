@@ -16,7 +16,7 @@ from .benchmark_figures import (
     few_label_curves,
     few_label_table,
     interval_bars,
-    label_of,
+    labelled,
 )
 from .explore_html import figure, page, table
 from .plots import confusion_matrix
@@ -47,7 +47,9 @@ def write_report(benchmarks: Sequence[Benchmark], results: ResultTable, folder: 
 def _section(benchmark: Benchmark, results: ResultTable, folder: Path) -> str:
     """One data set."""
     name, hashed = benchmark.name, split_hash(benchmark)
-    rows = [r for r in results.rows if (r['dataset'], r['split_hash']) == (name, hashed)]
+    rows = labelled([
+        r for r in results.rows if (r['dataset'], r['split_hash']) == (name, hashed)
+    ])  # fmt: skip
     if not rows:
         return f'<section id="{escape(name)}"><h2>{escape(name)}</h2><p>No rows.</p></section>'
     parts = [result_table(rows)]
@@ -65,10 +67,10 @@ def _section(benchmark: Benchmark, results: ResultTable, folder: Path) -> str:
             'Linear probe on shares of the labels, stratified: mean of the draws, lines span them.',
         ))  # fmt: skip
     parts += _mistakes(benchmark, rows, results, folder)
-    first = rows[0]
+    first, sizes = rows[0], ' and '.join(dict.fromkeys(r['image_size'] for r in rows))
     facts = (
         f'Split {first["split"]} (hash {hashed}), {first["n_test"]} test samples, '
-        f'{first["modality"]} ({first["bands"]}), {first["image_size"]} pixels.'
+        f'{first["modality"]} ({first["bands"]}), {sizes} pixels.'
     )
     return (
         f'<section id="{escape(name)}"><h2>{escape(name)}</h2><p>{escape(facts)}</p>'
@@ -77,13 +79,13 @@ def _section(benchmark: Benchmark, results: ResultTable, folder: Path) -> str:
 
 
 def result_table(rows: Sequence[Row]) -> str:
-    """All results but single draws of few labels, of which the mean stands."""
+    """All results but single draws of few labels, of which the mean stands; of `labelled` rows."""
     lines = []
     for row in (r for r in rows if r['protocol'] in TITLES):
         value, low, high = (100 * float(row[k]) for k in ('value', 'low', 'high'))
         error = row['calibration_error']  # '' of pixels
         lines.append((
-            label_of(row), TITLES[row['protocol']], f'{value:.2f}', f'{low:.2f} to {high:.2f}',
+            row['label'], TITLES[row['protocol']], f'{value:.2f}', f'{low:.2f} to {high:.2f}',
             error and f'{float(error):.3f}', row['C'], row['width'], row['weights_hash'],
         ))  # fmt: skip
     for row in few_label_table([r for r in rows if r['protocol'] == 'few']):
@@ -102,13 +104,13 @@ def _mistakes(
     benchmark: Benchmark, rows: Sequence[Row], results: ResultTable, folder: Path
 ) -> list[str]:
     """Confusion matrix and examples of the first method's best protocol that was kept."""
-    own = {r['protocol']: r for r in rows if label_of(r) == label_of(rows[0])}
+    own = {r['protocol']: r for r in rows if r['label'] == rows[0]['label']}
     row = next((own[p] for p in ('finetune', 'linear', 'knn') if p in own), None)
     kept = results.read_predictions(row) if row else None
     if row is None or kept is None or benchmark.multilabel:  # of pixels none are kept
         return []
     scores, labels = kept
-    who = f'{label_of(row)}, {TITLES[row["protocol"]]}'
+    who = f'{row["label"]}, {TITLES[row["protocol"]]}'
     matrix = confusion_matrix(labels, scores.argmax(dim=1), benchmark.classes)
     return [
         figure(matrix, folder / f'{benchmark.name}_confusion_matrix.png',

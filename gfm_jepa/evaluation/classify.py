@@ -12,9 +12,10 @@ from rasterio.errors import RasterioError
 from torch import Tensor
 
 from ..data.finding import Found
-from ..data.images import ImageFiles
+from ..data.images import read_rgb
 from ..data.raster_files import RasterFile
 from ..data.recognition import Header, headers_of, recognise_header
+from ..data.resized import resample
 from ..data.sidecars import Facts, facts_of
 from ..errors import InputError
 from ..modalities import Modality
@@ -91,8 +92,8 @@ def _classify(
     facts, known = model.facts, model.modalities
     batch = {}
     for key, path in sample.items():
-        size = facts.image_sizes.get(key)
-        batch[key] = read_image(Path(path), known[key], size, bands).unsqueeze(0)
+        size, before = facts.image_sizes.get(key), facts.resized_from.get(key)
+        batch[key] = read_image(Path(path), known[key], size, bands, before).unsqueeze(0)
     scores = model(batch)[0]
     if not bool(scores.isfinite().all()):
         raise InputError(f'{name} holds no valid pixel; nothing can be said of it.')
@@ -105,16 +106,20 @@ def read_image(
     modality: Modality,
     size: Sequence[int] | None,
     bands: Sequence[str] | None = None,
+    resized_from: Sequence[int] | None = None,
 ) -> Tensor:
     """Read an image as raw values of a modality, NaN where there is no data.
 
     Args:
-        path: A picture (8 bits, red green blue), which is resized; or a raster of any bands, read
-            as `gfm-jepa embed` reads it (scale, offset, Sentinel-2's added 1000, sidecars), of
-            which the middle is cut out, or which is padded with NaN: its pixels keep their size.
+        path: A picture (8 bits, red green blue), of which the middle is resized; or a raster of any
+            bands, read as `gfm-jepa embed` reads it (scale, offset, Sentinel-2's added 1000,
+            sidecars), of which the middle is cut out, or which is padded with NaN: its pixels keep
+            their size.
         modality: What it should hold; bands go by their names.
         size: Height and width that the head learned from, pixels; as it is by default.
         bands: Names of the raster's bands in their order, where it names none.
+        resized_from: Height and width of the chips before they were resampled to `size`, if they
+            were: a picture as a whole, or so much of a raster, then is as well.
 
     Returns:
         (C, H, W).
@@ -125,14 +130,19 @@ def read_image(
     if not path.is_file():
         raise InputError(f'There is no file {path}.')
     if modality.name == 'rgb' and bands is None and _is_picture(path):
-        return ImageFiles([path], size=None if size is None else int(size[0])).read(0).float()
+        if size is not None and resized_from is not None:
+            return resample(read_rgb(path).float(), size)
+        return read_rgb(path, None if size is None else (size[0], size[1])).float()
     file = _raster(path, modality, bands)
     source = file.open()
     try:
         values = file.read(source)
     finally:
         source.close()
-    return fit_middle(torch.from_numpy(values), size)
+    x = torch.from_numpy(values)
+    if size is not None and resized_from is not None:
+        return resample(fit_middle(x, resized_from), size)
+    return fit_middle(x, size)
 
 
 def _raster(path: Path, modality: Modality, bands: Sequence[str] | None) -> RasterFile:

@@ -32,6 +32,7 @@ class HeadWriter:
         facts = HeadFacts(
             known.classes, method.features, known.multilabel, sizes,
             {} if known.gsd is None else {key: known.gsd},
+            resized_from={} if known.resized_from is None else {key: known.resized_from},
         )  # fmt: skip
         buffer = io.BytesIO()
         head = as_head(probe.linear, len(known.classes))
@@ -49,8 +50,9 @@ def as_head(linear: LinearMap, classes: int | None = None) -> ClassificationHead
     assert norm.running_mean is not None and norm.running_var is not None
     with torch.no_grad():
         norm.running_mean.copy_(linear.mean)
-        norm.running_var.copy_(linear.std.square() - norm.eps)  # which batch norm adds again
+        # A small deviation would be lost in what batch norm adds to the variance.
+        norm.running_var.fill_(1 - norm.eps)
         head.linear.bias.fill_(-1e4)
-        head.linear.weight[:count] = linear.weight
+        head.linear.weight[:count] = linear.weight / linear.std
         head.linear.bias[:count] = linear.bias
     return head

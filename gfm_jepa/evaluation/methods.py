@@ -1,5 +1,7 @@
 """What a benchmark compares: weights, and what they have to beat."""
 
+import pickle
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,6 +10,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import Dataset
 
 from ..data.benchmarks import Benchmark
@@ -33,7 +36,8 @@ class Method:
         normalisation: What is done to raw values, in words.
         weights: Where they come from; '' for none.
         weights_hash: See `weights_hash`; '' for none.
-        encoder: What could be fine-tuned; None for hand-made features.
+        encoder: Whose features they are; None for hand-made ones.
+        finetuned: Whether it is fine-tuned, too: an encoder is once, whatever its features.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Method:
     weights: str = ''
     weights_hash: str = ''
     encoder: BaseEncoder | None = None
+    finetuned: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,14 +103,14 @@ class Contest:
     ) -> Iterator[Method]:
         """One encoder with each kind of features."""
         found = weights_hash(encoder)
-        for kind in features or self.features:
+        for number, kind in enumerate(features or self.features):
             pixels = benchmark.target != 'label'
             features_of = PixelFeatures if pixels else EncoderFeatures
             embed = features_of(encoder, title, benchmark, kind)
             statistics = encoder.modalities[benchmark.modality].source or 'statistics of its own'
             yield Method(
                 title, kind, lambda embed=embed: embed,  # type: ignore[misc]
-                f'in the encoder: {statistics}', source, found, encoder,
+                f'in the encoder: {statistics}', source, found, encoder, number == 0,
             )  # fmt: skip
 
 
@@ -138,7 +143,10 @@ def timm_encoder(name: str, file: str, modality: Modality, seed: int) -> TimmEnc
             # A head of classes has no place here; all else must be there, and fit.
             kept = {k: v for k, v in state.items() if k in own}
             encoder.backbone.load_state_dict(kept)
-        except (RuntimeError, ValueError, OSError, KeyError) as error:
+        except (
+            SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError,
+            struct.error, LookupError, AttributeError, TypeError,
+        ) as error:  # fmt: skip
             reason = ' '.join(str(error).split())[:160]
             raise InputError(f'{file} does not hold weights of {name} ({reason}).') from error
     return encoder.eval()
@@ -149,15 +157,13 @@ def _standing(benchmark: Benchmark) -> Iterator[Method]:
     if benchmark.target != 'label':
         yield Method('pixel bands', 'bands', lambda: PixelBands(benchmark))
         return
-    known = MODALITIES[benchmark.modality]
-    some = pick_bands(known, benchmark.bands) if benchmark.bands else known
-    shown = PresentBands(known, some)
+    shown = PresentBands(benchmark)
     embeds: dict[tuple[str, str, str], Callable[[], Embed]] = {
-        ('image statistics', 'statistics', 'none'): lambda: ImageStatistics(known.name),
+        ('image statistics', 'statistics', 'none'): lambda: ImageStatistics(shown.name),
         ('RCF-512', 'rcf', '99.9th percentile of train'): (
-            lambda: RandomConvolutions(shown.of(benchmark.train), known.name)
+            lambda: RandomConvolutions(shown.of(benchmark.train), shown.name)
         ),
-        ('hand-made', 'hand-made', 'none'): lambda: HandMade(some),
+        ('hand-made', 'hand-made', 'none'): lambda: HandMade(shown.modality),
     }
     for (name, kind, normalisation), build in embeds.items():
         yield Method(name, kind, partial(shown.before, build), normalisation)
@@ -167,12 +173,17 @@ class PresentBands:
     """Cuts bands that are never there out of batches and samples.
 
     Args:
-        known: The modality with all bands.
-        some: With those that are there.
+        benchmark: Says which bands of its modality are there.
+
+    Attributes:
+        modality: With those.
     """
 
-    def __init__(self, known: Modality, some: Modality) -> None:
-        self.name, self.ids = known.name, [known.bands.index(b) for b in some.bands]
+    def __init__(self, benchmark: Benchmark) -> None:
+        known = MODALITIES[benchmark.modality]
+        self.modality = pick_bands(known, benchmark.bands) if benchmark.bands else known
+        self.name = known.name
+        self.ids = [known.bands.index(b) for b in self.modality.bands]
 
     def before(self, build: Callable[[], Embed]) -> Embed:
         """Make a function that embeds, of batches with all bands."""

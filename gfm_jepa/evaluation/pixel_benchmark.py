@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from ..data.benchmarks import Benchmark
@@ -14,7 +15,7 @@ from ..models.base import evaluating
 from .classifiers import LinearMap, linear_probe
 from .features import Embed, Features
 from .methods import Method
-from .pixel_features import batches, dense, difference, sample_pixels
+from .pixel_features import MOST_CHIPS, batches, dense, difference, sample_pixels
 from .pixel_scores import BINS, Counts, change_scores, class_scores
 from .probes import require_classes
 from .result_table import Row
@@ -103,8 +104,14 @@ class PixelMeasure:
             sample_pixels(self.embed, part, count, AT_ONCE, self.num_workers, self.seed)
             for part, count in known
         )
-        require_classes(self.benchmark, (train, val, val))
+        # A class that no chip drawn from train has may be in others; its pixels count as wrong.
+        require_classes(self.benchmark, (train, val, val) if self.whole else (train,) * 3)
         return train, val
+
+    @property
+    def whole(self) -> bool:
+        """Whether pixels are drawn from all chips of train, and not from some."""
+        return len(self.benchmark.train) <= MOST_CHIPS  # type: ignore[arg-type]  # it has a length
 
     def _histograms(self, answer: Answer) -> Counts:
         """Pixels of each test chip by class and score: (chips, 2, BINS)."""
@@ -118,16 +125,25 @@ class PixelMeasure:
     def _confusions(self, head: LinearMap) -> Counts:
         """Pixels of each test chip by true and predicted class: (chips, K, K)."""
         known, total = set(self.parts[0].labels.tolist()), len(self.benchmark.classes)
+        lacking: set[int] = set()
 
         def count(taken: Tensor, mask: Tensor) -> Counts:
-            if unknown := set(mask.unique().tolist()) - known:
+            lacking.update(set(mask.unique().tolist()) - known)
+            if lacking and self.whole:
                 raise InputError(
-                    f'Class {self.benchmark.classes[min(unknown)]!r} of {self.benchmark.name} has '
+                    f'Class {self.benchmark.classes[min(lacking)]!r} of {self.benchmark.name} has '
                     f'no pixel in the train part; add some, or leave the class out.'
                 )
             return _count(mask, taken, (total, total))
 
-        return self._each(lambda found, _: apply(head, found[0]).argmax(dim=1), count)
+        counts = self._each(lambda found, _: apply(head, found[0]).argmax(dim=1), count)
+        if lacking:
+            rank_zero_info(
+                f'{self.benchmark.name}: pixels are drawn from {MOST_CHIPS} training chips, none '
+                f'of which shows {", ".join(self.benchmark.classes[i] for i in sorted(lacking))}; '
+                f'such test pixels count as wrong.'
+            )
+        return counts
 
     def _each(self, answer: Answer, count: Callable[[Tensor, Tensor], Counts]) -> Counts:
         """Count the labelled pixels of each test chip."""

@@ -18,6 +18,7 @@ from .baselines import ImageStatistics, RandomConvolutions, features_of_twin, ra
 from .classifiers import knn_probe as knn_probe  # read from here by benchmarks
 from .classifiers import linear_probe as linear_probe
 from .features import Embed, EncoderFeatures, Features, extract_features
+from .methods import PresentBands
 from .plots import confusion_matrix, probe_bars, save
 
 Row = dict[str, Any]
@@ -157,8 +158,13 @@ def _embeds(
     """Yield title, kind of features and function: the weights, then the baselines."""
     yield name, features, EncoderFeatures(encoder, name, benchmark, features)
     if baselines:
-        yield 'image statistics', 'statistics', ImageStatistics(benchmark.modality)
-        yield 'RCF-512', 'rcf', RandomConvolutions(benchmark.train, benchmark.modality)
+        shown = PresentBands(benchmark)
+        yield 'image statistics', 'statistics', shown.before(lambda: ImageStatistics(shown.name))
+        yield (
+            'RCF-512',
+            'rcf',
+            shown.before(lambda: RandomConvolutions(shown.of(benchmark.train), shown.name)),
+        )
         twin = random_init(encoder, seed)
         kind = features_of_twin(encoder, features)
         yield 'random init', kind, EncoderFeatures(twin, name, benchmark, kind)

@@ -57,7 +57,8 @@ def _cut_filters(encoder: Encoder, name: str, images: list[Tensor], count: int, 
     assert embed.filters is not None
     height, width = (min(image.shape[i] for image in images) for i in (1, 2))
     samples = cast(Any, [{name: image[:, :height, :width]} for image in images])
-    model = RandomConvolutions(samples, name, 2 * count, SIDE, seed=seed)
+    means = encoder.modalities[name].mean
+    model = RandomConvolutions(samples, name, 2 * count, SIDE, seed=seed, means=means)
     scaled = (model.weights / model.range).to(embed.std)
     shift = (scaled * embed.mean).sum(dim=(1, 2, 3))
     embed.filters.weight.copy_(scaled * embed.std)

@@ -10,6 +10,7 @@ from markdown_it import MarkdownIt
 from ..bundled import bundled_folder
 from ..data.index import make_folder, write_whole
 from ..errors import InputError
+from .benchmark_figures import labelled
 from .benchmark_report import result_table
 from .dashboard import dashboard
 from .embeddings import open_map
@@ -67,7 +68,8 @@ def _section(source: str) -> tuple[str, str]:
     if path.suffix == '.csv' and path.is_file():
         rows = read_rows(path)
         by_set = {r['dataset']: [x for x in rows if x['dataset'] == r['dataset']] for r in rows}
-        return f'Results: {path.name}', ''.join(map(result_table, by_set.values()))
+        tables = [result_table(labelled(own)) for own in by_set.values()]
+        return f'Results: {path.name}', ''.join(tables)
     if (path / 'README.md').is_file() and (path / 'config.json').is_file():
         text = (path / 'README.md').read_text()
         if text.startswith('---\n'):  # metadata for the Hub

@@ -1,5 +1,6 @@
 """Embed whole scenes: windows by strips, in memory that does not grow with the scene."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -272,4 +273,14 @@ def _fingerprint(
         'device': next(encoder.parameters()).device.type, 'torch': torch.__version__,
         **{k: v for k, v in asdict(settings).items()
            if k not in ('overwrite', 'pca', 'int8', 'likeliest')},
+        # An index has its own.
+        'window': scenes[0].window,
+        'chips': [_digest(scene) for scene in scenes] if kind == 'parquet' else [],
     }  # fmt: skip
+
+
+def _digest(scene: Scene) -> str:
+    """Which chips an index lists; '' without one."""
+    if scene.corners is None:
+        return ''
+    return hashlib.sha256(np.ascontiguousarray(scene.corners).tobytes()).hexdigest()[:16]

@@ -14,7 +14,7 @@ from ..views import are_square, turned
 from .base import BaseEncoder, Batch, evaluating
 from .building import build
 from .hub import load_checkpoint
-from .weight_files import Source, part_of
+from .weight_files import Source, part_of, require_finite
 
 FEATURES = ('embedding', 'depths')
 
@@ -31,6 +31,8 @@ class HeadFacts:
             head may be asked about these modalities; about all of the encoder's if there is none.
         gsd: Their metres per pixel, by modality, where it was told.
         turns: Whether the probabilities are the mean over all eight flips and quarter turns.
+        resized_from: Height and width, pixels, that the chips had before they were resampled to
+            `image_sizes`, by modality; of those alone that were.
     """
 
     classes: Sequence[str]
@@ -39,6 +41,7 @@ class HeadFacts:
     image_sizes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     gsd: Mapping[str, float] = field(default_factory=dict)
     turns: bool = False
+    resized_from: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 class ClassificationHead(nn.Module):
@@ -112,7 +115,7 @@ def classify_turned(
     for flip, n in ways:
         seen = {k: turned(x, flip, n) for k, x in rasters.items()}
         logits = head(encode(encoder, {**batch, **seen}, facts.features))
-        found.append(probabilities(logits, facts.multilabel))
+        found.append(probabilities(logits.float(), facts.multilabel))  # also under autocast
     return torch.stack(found).mean(dim=0)
 
 
@@ -171,6 +174,7 @@ def head_facts(facts: HeadFacts) -> dict[str, Any]:
         'classes': list(facts.classes), 'features': facts.features,
         'multilabel': facts.multilabel, 'turns': facts.turns,
         'image_sizes': {k: list(v) for k, v in facts.image_sizes.items()}, 'gsd': dict(facts.gsd),
+        'resized_from': {k: list(v) for k, v in facts.resized_from.items()},
     }  # fmt: skip
 
 
@@ -182,14 +186,27 @@ def load_classifier(path: str | Path) -> Classifier:
     """
 
     def make(encoder: BaseEncoder, facts: dict[str, Any]) -> ClassificationHead:
-        known = HeadFacts(**facts)
+        known = _as_facts(facts)
         return ClassificationHead(feature_width(encoder, known.features), len(known.classes))
 
     encoder, head, facts = load_head(
         path, 'head', make, 'holds an encoder, but no head; name a checkpoint of gfm_jepa.tasks.'
         'Classification, or what `gfm-jepa benchmark --save-head` wrote.',
     )  # fmt: skip
-    return Classifier(encoder, head, HeadFacts(**facts))
+    return Classifier(encoder, head, _as_facts(facts))
+
+
+def _as_facts(stated: Mapping[str, Any]) -> HeadFacts:
+    """Facts of plain values, each of its kind."""
+    facts = HeadFacts(**stated)
+    sizes, before = (
+        {str(k): [int(height), int(width)] for k, (height, width) in found.items()}
+        for found in (facts.image_sizes, facts.resized_from)
+    )
+    return HeadFacts(
+        [str(name) for name in facts.classes], str(facts.features), bool(facts.multilabel), sizes,
+        {str(k): float(v) for k, v in facts.gsd.items()}, bool(facts.turns), before,
+    )  # fmt: skip
 
 
 def load_head[T: nn.Module](
@@ -215,11 +232,25 @@ def load_head[T: nn.Module](
     checkpoint = load_checkpoint(path)
     if key not in checkpoint:
         raise InputError(f'{path} {lacks}')
-    facts, state = dict(checkpoint[key]), checkpoint['state_dict']
+    facts, state = checkpoint[key], checkpoint['state_dict']
     encoder = build(Source(checkpoint['encoder_config'], part_of(state, 'encoder.'), str(path)))
-    head = make(encoder, facts)
+    own = part_of(state, 'head.')
+    require_finite(own, f'the head of {path}')
     try:
-        head.load_state_dict(part_of(state, 'head.'))
+        head = make(encoder, facts)
+    except InputError:
+        raise
+    except (
+        TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError, AssertionError,
+        LookupError,
+    ) as error:  # fmt: skip
+        reason = ' '.join(str(error).split())[:160]
+        raise InputError(
+            f'What {path} says of its head is not understood ({reason}); update gfm_jepa, or train '
+            f'it again.'
+        ) from error
+    try:
+        head.load_state_dict(own)
     except RuntimeError as error:
         raise InputError(f'The head of {path} does not fit its encoder; train it again.') from error
     return encoder, head, facts

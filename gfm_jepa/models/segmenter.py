@@ -57,6 +57,8 @@ def load_segmenter(path: str | Path) -> Segmenter:
 
     def make(encoder: BaseEncoder, facts: dict[str, Any]) -> nn.Module:
         assert isinstance(encoder, Encoder)  # the tasks for pixels take no other
+        if lacking := [k for k in ('target', 'mean', 'std') if k not in facts]:
+            raise KeyError(f'no {lacking[0]}')
         return make_pixel_head(
             facts['kind'], encoder, facts['modality'], facts['outputs'], facts['pixels'],
             facts['width'],

@@ -91,7 +91,8 @@ class Classification(SupervisedTask):
         leave_out: Modalities that are taken away when validating and testing.
 
     Raises:
-        InputError: If there are fewer than two classes, or several views.
+        InputError: If there are fewer than two classes, several views, or nothing of a name to
+            leave out.
     """
 
     monitor = 'val_accuracy'
@@ -112,7 +113,8 @@ class Classification(SupervisedTask):
         self.head_config = as_config(HeadConfig, head)
         self.views, self.leave_out = as_config(Views, views), list(leave_out)
         self._refuse(as_config(OptimizerConfig, optimizer))
-        self.shown: dict[str, Any] = {}  # sizes and gsd of the chips that it learns from
+        # Of the chips that it learns from, by modality: as `HeadFacts` says it.
+        self.shown: dict[str, dict[str, Any]] = {'image_sizes': {}, 'gsd': {}, 'resized_from': {}}
         super().__init__(modalities, encoder, optimizer)
 
     def _refuse(self, optimizer: OptimizerConfig) -> None:
@@ -131,6 +133,11 @@ class Classification(SupervisedTask):
     def configure_models(self) -> None:
         """Load or build the encoder, and put a head on it."""
         super().configure_models()
+        if unknown := set(self.leave_out) - set(self.encoder.modalities):
+            raise InputError(
+                f'leave_out names {", ".join(sorted(unknown))}; expected modalities of the encoder, '
+                f'which are {", ".join(self.encoder.modalities)}.'
+            )
         c = self.head_config
         width = feature_width(self.encoder, c.features)
         readout = getattr(self.encoder, 'readout', None)
@@ -193,12 +200,11 @@ class Classification(SupervisedTask):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Remember what chips look like, and take the loss."""
-        if not self.shown:
-            rasters, gsd = self.encoder.rasters(batch), batch.get('gsd', {})
-            self.shown = {
-                'image_sizes': {k: list(x.shape[-2:]) for k, x in rasters.items()},
-                'gsd': {k: float(torch.as_tensor(v).flatten()[0]) for k, v in gsd.items()},
-            }
+        for name, raster in self.encoder.rasters(batch).items():
+            self.shown['image_sizes'].setdefault(name, list(raster.shape[-2:]))
+        for name, gsd in batch.get('gsd', {}).items():
+            if name not in self.shown['gsd']:
+                self.shown['gsd'][name] = float(torch.as_tensor(gsd).flatten()[0])
         return super().training_step(batch, batch_idx)
 
     def evaluate(self, part: str, batch: Mapping[str, Any], batch_idx: int) -> None:
@@ -237,4 +243,5 @@ class Classification(SupervisedTask):
         """Go on as the run that was broken off."""
         super().on_load_checkpoint(checkpoint)
         if head := checkpoint.get('head'):
-            self.shown = {k: plain(head[k]) for k in ('image_sizes', 'gsd') if head[k]}
+            for key, known in self.shown.items():
+                known.update(plain(head.get(key, {})))

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..data import BenchmarkDataModule
 from ..data.benchmarks import Benchmark
 from ..data.few_labels import labels_of_dataset
+from ..errors import InputError
 from ..evaluation.benchmark import Finetuning, Tuned
 from ..models import BaseEncoder
 from ..models.heads import feature_width
@@ -39,6 +40,9 @@ class Recipe:
         scale: Share of the chip's area that a crop shows, at least.
         features: What the head reads, as in `HeadConfig`.
         turns: Whether the test part is classified by the mean over flips and quarter turns.
+
+    Raises:
+        InputError: If there are no epochs, or the rate is not above 0.
     """
 
     epochs: int = 30
@@ -52,6 +56,13 @@ class Recipe:
     scale: float = 0.5
     features: str = 'depths'
     turns: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        if self.epochs < 1 or not 0 < self.lr < float('inf'):
+            raise InputError(
+                f'epochs is {self.epochs} and lr {self.lr:g}; give at least 1 and a rate above 0.'
+            )
 
     def describe(self) -> str:
         """The recipe in words, for a row of results."""
@@ -104,6 +115,8 @@ def finetune(
             views=Views(num_global=1, global_scale=(recipe.scale, 1.0),
                         global_fraction=recipe.fraction, gain=0.1, offset=0.1),
         )  # fmt: skip
+    if benchmark.resized_from is not None:
+        task.shown['resized_from'] = {benchmark.modality: list(benchmark.resized_from)}
     steps = len(data.train_dataloader())
     keep = ModelCheckpoint(folder, every_n_train_steps=steps, save_last=True, save_top_k=0)
     trainer = Trainer(

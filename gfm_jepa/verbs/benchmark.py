@@ -20,7 +20,13 @@ def main(words: Sequence[str]) -> None:
     from ..evaluation.heads import HeadWriter
     from ..evaluation.methods import Contest
     from ..evaluation.result_table import ResultTable
+    from ..models.weight_files import CONFIG, WEIGHTS
+    from ..output_paths import require_apart, require_folder
 
+    within = [Path(w) / name for w in args.weights for name in (CONFIG, WEIGHTS)]
+    require_apart([args.output, args.save_head], (*args.weights, *within, *args.timm))
+    if args.report:
+        require_folder(args.report)
     roots = _roots(args.root, args.dataset)
     if args.save_head and (len(args.dataset) > 1 or 'linear' not in args.protocols):
         raise InputError('--save-head keeps the head of one --dataset, by the protocol linear.')
@@ -35,9 +41,11 @@ def main(words: Sequence[str]) -> None:
         benchmark = load_benchmark(name, roots[name])
         if args.save_head and benchmark.target != 'label':
             raise InputError(f'{name} has a class for every pixel; leave --save-head out.')
-        benchmarks.append(resize(benchmark, args.image_size) if args.image_size else benchmark)
-        writer = HeadWriter(args.save_head, benchmarks[-1]) if args.save_head else None
-        run_benchmark(benchmarks[-1], contest, plan, table, writer)
+        if args.image_size is not None:
+            benchmark = resize(benchmark, args.image_size)
+        benchmarks.append(benchmark)
+        writer = HeadWriter(args.save_head, benchmark) if args.save_head else None
+        run_benchmark(benchmark, contest, plan, table, writer)
         if writer is not None and not writer.written:
             raise InputError(
                 f'{args.save_head} is not written: the linear result is in {args.output} already; '

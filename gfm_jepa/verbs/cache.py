@@ -23,6 +23,8 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument('--num-workers', type=int, default=0, help='processes that read')
     args = parser.parse_args(words)
     require_filter(args)
+    if args.num_workers < 0:
+        raise InputError(f'--num-workers is {args.num_workers}; give 0 or more.')
     if [Path(p).suffix for p in args.paths] == ['.parquet'] and (args.chip_size or args.stride):
         raise InputError(
             f'{args.paths[0]} is an index, which has a chip size and stride of its own; leave '
