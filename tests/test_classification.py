@@ -96,7 +96,7 @@ def test_learns_two_modalities_with_gaps_and_tests_without_one(weights, features
     assert trainer.test(task, radar, verbose=False)[0]['test_accuracy'] > 0.9
     with pytest.raises(InputError, match='of 8 samples have no valid pixel'):
         trainer.test(task, loader, verbose=False)
-    with pytest.raises(InputError, match='leave_out names optics; .* which are optical, radar'):
+    with pytest.raises(InputError, match=r'leave_out names optics; .*: optical, radar'):
         make(weights, leave_out=['optics'])
 
 

@@ -127,7 +127,15 @@ def test_last_is_the_end_of_the_run(config):
     assert main(words) == 0
     assert len(list(Path('runs/odd').rglob('*.ckpt'))) == 2  # of step 2, and of the end
     path = 'runs/odd/version_0/checkpoints/last.ckpt'
-    assert torch.load(path, weights_only=True)['global_step'] == 3
+    saved = torch.load(path, weights_only=True)
+    assert (saved['global_step'], saved['epoch']) == (3, 0)
+    # A longer run goes on within the epoch, which has 4 batches.
+    assert main([*words, '--trainer.max_steps=5', '--ckpt_path=auto']) == 0
+    logged = pd.read_csv('runs/odd/version_0/metrics.csv').dropna(subset='train_loss')
+    assert logged['epoch'].tolist() == [0, 0, 0, 0, 1]
+    assert main([*words, '--trainer.max_steps=-1', '--trainer.max_epochs=2',
+                 '--trainer.limit_train_batches=3', '--ckpt_path=auto']) == 0  # fmt: skip
+    assert torch.load(path, weights_only=True)['global_step'] == 7
 
 
 def test_last_needs_a_checkpoint(config, capfd):

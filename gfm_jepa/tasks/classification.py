@@ -135,8 +135,8 @@ class Classification(SupervisedTask):
         super().configure_models()
         if unknown := set(self.leave_out) - set(self.encoder.modalities):
             raise InputError(
-                f'leave_out names {", ".join(sorted(unknown))}; expected modalities of the encoder, '
-                f'which are {", ".join(self.encoder.modalities)}.'
+                f'leave_out names {", ".join(sorted(unknown))}; expected some of the encoder: '
+                f'{", ".join(self.encoder.modalities)}.'
             )
         c = self.head_config
         width = feature_width(self.encoder, c.features)

@@ -145,15 +145,30 @@ class Preemption(Callback):
 class SaveTheEnd(Callback):
     """Let ``last.ckpt`` be the end of a run: Lightning leaves it at the last multiple of steps."""
 
+    def __init__(self) -> None:
+        self.step = -1
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save the last step while its epoch goes on, so that a longer run can go on in it."""
+        if trainer.global_step == trainer.max_steps:
+            self._save(trainer)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save once more, unless the last step was saved, or nothing yet, which Lightning mends."""
+        """Save what ended with an epoch, or early."""
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        """Save, unless that was saved; where nothing was yet, Lightning does."""
         for callback in trainer.checkpoint_callbacks:
             if (
                 isinstance(callback, ModelCheckpoint) and callback.save_last
                 and callback._last_checkpoint_saved
-                and callback._last_global_step_saved != trainer.global_step
+                and trainer.global_step not in (self.step, callback._last_global_step_saved)
             ):  # fmt: skip
                 trainer.save_checkpoint(callback.last_model_path)
+        self.step = trainer.global_step
 
 
 class DrawDashboard(Callback):
