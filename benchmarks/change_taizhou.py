@@ -11,7 +11,6 @@ Intervals: 95 %, blocks of 20 x 20 pixels drawn with replacement. The last line 
 """
 
 import argparse
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,8 @@ import numpy as np
 import rasterio
 import torch
 from numpy.typing import NDArray
+from rasterio.errors import RasterioIOError
+from rows import write
 from scipy.linalg import eigh
 from scipy.stats import chi2
 from sklearn.metrics import f1_score, roc_auc_score
@@ -29,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gfm_jepa import from_pretrained
-from gfm_jepa.errors import told_in_one_sentence
+from gfm_jepa.errors import InputError, told_in_one_sentence
 from gfm_jepa.evaluation.baselines import random_init
 from gfm_jepa.evaluation.change import ranking
 from gfm_jepa.models import Encoder
@@ -48,7 +49,6 @@ SHOWN = (
     ('gfm-jepa: tokens', 'standardised, zoom 4'),
     ('random init: tokens', 'standardised, zoom 4'),
 )  # fmt: skip
-RESULTS = Path(__file__).parent / 'results'
 Image = NDArray[np.float64]  # (C, H, W), or (H, W)
 
 
@@ -186,14 +186,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0])
     parser.add_argument('--data', type=Path, required=True)
     parser.add_argument('--weights', default='gfm-jepa-nano')
-    parser.add_argument('-o', '--output', type=Path, default=RESULTS / 'change_taizhou.csv')
+    parser.add_argument('-o', '--output', type=Path, default='change_taizhou.csv')
     args = parser.parse_args()
     encoder = from_pretrained(args.weights).eval()
     assert isinstance(encoder, Encoder)
     images = []
     for name in ('t1', 't2', 'mask'):
-        with rasterio.open(args.data / f'taizhou_{name}.tif') as file:
-            images.append(file.read().astype(np.float64))
+        try:
+            with rasterio.open(args.data / f'taizhou_{name}.tif') as file:
+                images.append(file.read().astype(np.float64))
+        except RasterioIOError as error:
+            raise InputError(
+                f'{args.data} should hold taizhou_{name}.tif ({error}); give its folder as --data.'
+            ) from error
     before, after = images[:2]
     labels = np.where(images[2][0] == 255, -1, images[2][0]).astype(np.int64)
     rows, kept = [], {}
@@ -211,11 +216,7 @@ def main() -> None:
             kept[f'{method} ({row["auc"]})'] = score
         print('{method:<28} {prepared:<20} AUC {auc} ({auc_low} to {auc_high})  F1 {f1} '
               '({f1_low} to {f1_high})  best F1 {best_f1}'.format(**row), flush=True)  # fmt: skip
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with args.output.open('w', newline='') as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
+    write(args.output, rows)
     picture = draw(kept, before, after, labels)
     picture.savefig(args.output.with_suffix('.png'), dpi=80)
     print(json.dumps({f'{r["method"]}, {r["prepared"]}': {

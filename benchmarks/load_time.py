@@ -38,7 +38,9 @@ def time_here(source: str) -> dict[str, float]:
 def time_in_a_new_process(source: str) -> dict[str, float]:
     """The same in a process that has imported nothing but torch."""
     command = [sys.executable, __file__, source, '--here']
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:  # it has said why
+        raise SystemExit(done.returncode)
     times: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return times
 
@@ -86,4 +88,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    from gfm_jepa.errors import told_in_one_sentence
+
+    with told_in_one_sentence('load_time.py'):
+        main()

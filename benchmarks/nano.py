@@ -29,7 +29,7 @@ import yaml
 
 from gfm_jepa import data, from_pretrained, save_pretrained
 from gfm_jepa.data.benchmarks import load_benchmark
-from gfm_jepa.errors import told_in_one_sentence
+from gfm_jepa.errors import InputError, told_in_one_sentence
 from gfm_jepa.evaluation.probes import probe
 from gfm_jepa.evaluation.readouts import add_random_filters, add_readout
 from gfm_jepa.models import Encoder
@@ -72,10 +72,9 @@ LIMITS = (
 
 
 def minutes(output: Path, config: str) -> float:
-    """Wall time of a run that was not broken off, by the dates of its files."""
-    checkpoint = last(output, config)
-    start = (checkpoint.parent.parent / 'config.yaml').stat().st_mtime
-    return (checkpoint.stat().st_mtime - start) / 60
+    """Wall time of a run: TensorBoard begins a file, named by its time, each time it goes on."""
+    logs = last(output, config).parent.parent.glob('events.out.tfevents.*')
+    return sum(log.stat().st_mtime - int(log.name.split('.')[3]) for log in logs) / 60
 
 
 def facts(output: Path, rows: list[dict[str, Any]]) -> CardFacts:
@@ -96,7 +95,16 @@ def link(target: Path, place: Path) -> None:
 
 
 def lay_out(source: Path, output: Path) -> None:
-    """Links to what may be pretrained on: of UC Merced only the images of its train list."""
+    """Links to what may be pretrained on: of UC Merced only the images of its train list.
+
+    Raises:
+        InputError: If a part of it is not there.
+    """
+    parts = ('eurosat_rgb', 'uc_merced/uc_merced-train.txt', 'eurosat_ms', 'rasters')
+    if missing := [part for part in parts if not (source / part).exists()]:
+        raise InputError(
+            f'{source} holds no {", ".join(missing)}; give the folder of the data with --data.'
+        )
     link(source / 'eurosat_rgb', output / 'data' / 'eurosat_rgb')
     names = (source / 'uc_merced' / 'uc_merced-train.txt').read_text().split()
     for name in names:
@@ -122,19 +130,24 @@ def fit(config: str, output: Path) -> None:
         '--trainer.default_root_dir', config, '--ckpt_path', 'auto',
     ]  # fmt: skip
     with (folder / 'log.txt').open('a') as log:
-        subprocess.run(
-            words, cwd=output, check=True, stdout=log, stderr=log,
+        done = subprocess.run(
+            words, cwd=output, stdout=log, stderr=log,
             env={**os.environ, 'OMP_NUM_THREADS': '2'},  # two processes of one thread are slower
         )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(
+            f'The run {config} ended with status {done.returncode}, and {log.name} says why; the '
+            f'same command goes on from its last checkpoint.'
+        )
     (folder / 'done').touch()
 
 
 def last(output: Path, config: str) -> Path:
     """The last checkpoint of a run."""
-    found = sorted((output / config).glob('*/version_*/checkpoints/last.ckpt'))
+    found = list((output / config).glob('*/version_*/checkpoints/last.ckpt'))
     if not found:
         raise SystemExit(f'{output / config} holds no checkpoint; its log.txt says why.')
-    return found[-1]
+    return max(found, key=lambda p: p.stat().st_mtime)
 
 
 def parts_of(config: str) -> list[Any]:
@@ -172,9 +185,18 @@ def rows_of(encoder: Encoder, source: Path) -> list[dict[str, Any]]:
 
 
 def quarters(output: Path, source: Path) -> list[dict[str, Any]]:
-    """Spatial test accuracy of each quarter of an hour, and of the end."""
+    """Spatial test accuracy of each quarter of an hour.
+
+    Raises:
+        InputError: If there is no checkpoint of one.
+    """
+    paths = list((output / 'gfm_jepa_nano').glob('*/version_*/checkpoints/quarter-*.ckpt'))
+    if not paths:
+        raise InputError(
+            f'{output / "gfm_jepa_nano"} holds no checkpoint of a quarter of an hour; call this '
+            f'without --quarters first.'
+        )
     benchmark = load_benchmark('eurosat-rgb-spatial', source / 'eurosat_rgb')
-    paths = (output / 'gfm_jepa_nano').glob('*/version_*/checkpoints/quarter-*.ckpt')
     found = []
     for path in sorted(paths, key=lambda p: int(re.findall(r'\d+', p.stem)[-1])):
         encoder = from_pretrained(path)

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import seed_everything
-from rows import Row, read
+from rows import Row, read, require_columns
 from rows import fill as fill_rows
 from throughput import OURS, Clock, config_of, time_ours
 from torch import Tensor
@@ -50,6 +50,9 @@ BASELINES = ('image-statistics', 'rcf-torchgeo-defaults', 'rcf-512', 'random-ini
 CALIBRATION_STEPS = 30
 # What makes minutes of different machines the same: the step that most rows were made beside.
 YARDSTICK, YARDSTICK_SECONDS = 'vicreg', 0.287
+COLUMNS = (
+    'method', 'minutes', 'seed', 'steps', 'seconds_a_step', 'features', 'width', 'knn5', 'linear',
+)  # fmt: skip
 RESULTS = Path(__file__).parent / 'results' / 'objectives.csv'
 
 
@@ -268,6 +271,7 @@ def best_methods(rows: list[Row], count: int) -> list[str]:
 
 def fill(args: argparse.Namespace) -> None:
     """Make the rows that are missing, `args.jobs` at a time, each in a process with one thread."""
+    require_columns(args.output, COLUMNS)
     there = read(args.output)
     known = {(r['method'], float(r['minutes']), int(r['seed'])) for r in there}
     methods = best_methods(there, args.best) if args.best else list(args.methods)

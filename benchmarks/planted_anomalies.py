@@ -10,15 +10,16 @@ above 95 % of the normal ones.
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gfm_jepa.data.open_files import OpenFiles
-from gfm_jepa.errors import told_in_one_sentence
+from gfm_jepa.errors import InputError, told_in_one_sentence
 from gfm_jepa.evaluation.anomalies import KnownEmbeddings
 from gfm_jepa.evaluation.band_correlations import BandCorrelations
 from gfm_jepa.evaluation.prediction_errors import FEATURES, PredictionErrors
@@ -27,19 +28,63 @@ from gfm_jepa.models import BaseEncoder
 from gfm_jepa.models.hub import from_pretrained
 
 Plant = Callable[[Tensor, torch.Generator], Tensor]
+Chips = list[tuple[Tensor, float]]  # of each scene (N, C, S, S), and its gsd in metres
 
 
-def chips_of(scenes: list[Scene], name: str) -> Tensor:
-    """Whole chips (N, C, S, S) of one modality without missing values in bands that are there."""
-    files, found = OpenFiles(), []
+def chips_of(scenes: list[Scene], name: str) -> Chips:
+    """Whole chips of one modality without missing values in bands that are there.
+
+    Raises:
+        InputError: If a scene is of another modality, or there are fewer than two chips.
+    """
+    files, chips = OpenFiles(), []
     for scene in scenes:
+        if scene.layers[0].name != name:
+            raise InputError(
+                f'{scene.file.path} is {scene.layers[0].name}, where {name} was expected; give '
+                f'scenes of one sensor, as {name}=PATH if need be.'
+            )
+        found = []
         for row in range(0, scene.grid.height - scene.window + 1, scene.window):
             for col in range(0, scene.grid.width - scene.window + 1, scene.window):
                 values = scene.read(files, row, col)[name]
                 if np.isfinite(values).any(axis=0).mean() == 1:
                     found.append(torch.from_numpy(values))
+        if found:
+            chips.append((torch.stack(found), scene.grid.gsd))
     files.close()
-    return torch.stack(found)
+    if count(chips) < 2:
+        raise InputError(
+            f'{scenes[0].file.path} has {count(chips)} whole windows of {scenes[0].window} pixels '
+            f'without gaps; give a larger scene, or a smaller --window.'
+        )
+    return chips
+
+
+def count(chips: Chips) -> int:
+    """Number of chips."""
+    return sum(len(part) for part, _ in chips)
+
+
+def every_second(chips: Chips, first: int) -> Chips:
+    """Half of the chips of each scene."""
+    return [(part[first::2], gsd) for part, gsd in chips]
+
+
+def some_of(chips: Chips, most: int, generator: torch.Generator) -> Chips:
+    """So many chips at most, drawn at random."""
+    drawn, found, start = torch.randperm(count(chips), generator=generator)[:most], [], 0
+    for part, gsd in chips:
+        own = drawn[(drawn >= start) & (drawn < start + len(part))] - start
+        found.append((part[own], gsd))
+        start += len(part)
+    return found
+
+
+def batches(chips: Chips, name: str) -> Iterator[dict[str, Any]]:
+    """Chips as the encoder takes them, those of one gsd together."""
+    for chip, gsd in chips:
+        yield from ({name: some, 'gsd': {name: gsd}} for some in chip.split(16) if len(some))
 
 
 def cloud(chip: Tensor, generator: torch.Generator) -> Tensor:
@@ -72,13 +117,11 @@ def shifted_band(chip: Tensor, generator: torch.Generator) -> Tensor:
 
 def scores(
     encoder: BaseEncoder, model: PredictionErrors | None, known: KnownEmbeddings,
-    deep: KnownEmbeddings, pairs: tuple[BandCorrelations, KnownEmbeddings], chips: Tensor,
-    name: str, gsd: float,
+    deep: KnownEmbeddings, pairs: tuple[BandCorrelations, KnownEmbeddings], chips: Chips, name: str,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Every score of chips, (N,) each."""
     found: dict[str, list[np.ndarray]] = {}
-    for part in chips.split(16):
-        batch = {name: part, 'gsd': {name: gsd}}
+    for batch in batches(chips, name):
         with torch.inference_mode():
             values = encoder(batch).numpy()
             one = {'mahalanobis': known.mahalanobis(values), 'nearest': known.nearest(values)}
@@ -108,26 +151,28 @@ def main() -> None:
         find_scenes(paths, encoder.modalities, encoder.patch_sizes, args.window)[0]
         for paths in wanted
     )
-    name, gsd = scenes[0].layers[0].name, scenes[0].grid.gsd
+    name = scenes[0].layers[0].name
     chips, foreign = chips_of(scenes, name), chips_of(others, name)
-    train, test = chips[::2], chips[1::2]
+    train, test = every_second(chips, 0), every_second(chips, 1)
     bands = BandCorrelations(scenes[0].file.modality)
-    batches = [{name: part, 'gsd': {name: gsd}} for part in train.split(16)]
     with torch.inference_mode():
         known, deep, correlated = (
-            KnownEmbeddings(torch.cat([embed(b) for b in batches]).numpy())
+            KnownEmbeddings(torch.cat([embed(b) for b in batches(train, name)]).numpy())
             for embed in (encoder, encoder.forward_depths, bands)
         )
     pairs = bands, correlated
-    normal = scores(encoder, model, known, deep, pairs, test, name, gsd)
+    normal = scores(encoder, model, known, deep, pairs, test, name)
     generator = torch.Generator().manual_seed(0)
-    planted = {'other_ground': foreign[torch.randperm(len(foreign), generator=generator)[:64]]}
+    planted = {'other_ground': some_of(foreign, 64, generator)}
     plants: dict[str, Plant] = {'cloud': cloud, 'stripe': stripe, 'shifted_band': shifted_band}
     for kind, plant in plants.items():
-        planted[kind] = torch.stack([plant(chip, generator) for chip in test])
-    result: dict[str, object] = {'known': len(train), 'normal': len(test)}
+        planted[kind] = [
+            (torch.stack([plant(chip, generator) for chip in part]), gsd)
+            for part, gsd in test if len(part)
+        ]  # fmt: skip
+    result: dict[str, object] = {'known': count(train), 'normal': count(test)}
     for kind, some in planted.items():
-        found = scores(encoder, model, known, deep, pairs, some, name, gsd)
+        found = scores(encoder, model, known, deep, pairs, some, name)
         result[kind] = {
             key: round(float((values > np.percentile(normal[key], 95)).mean()), 3)
             for key, values in found.items()

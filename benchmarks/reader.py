@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader
 from gfm_jepa.data.caches import CachedChips, write_cache
 from gfm_jepa.data.rasters import Rasters, collate
 from gfm_jepa.data.samplers import GroupBatchSampler, ResumableLoader
+from gfm_jepa.errors import InputError, told_in_one_sentence
 from gfm_jepa.modalities import S2_L2A
 
 BATCH = 32
@@ -192,6 +193,11 @@ def main() -> None:
         rasters = Rasters([archive], [S2_L2A], args.chip)
         seconds = time.perf_counter() - begun
         print(f'scanned {args.tiles} tiles in {seconds:.1f} s: {len(rasters)} chips')
+        if len(rasters) < 4 * BATCH:  # two batches of each CRS
+            raise InputError(
+                f'{args.tiles} tiles of {args.size} pixels have {len(rasters)} chips of '
+                f'{args.chip}, and {4 * BATCH} are needed to time; give more --tiles, or larger.'
+            )
         cache = Path(temporary) / 'chips.zarr'
         few = Rasters([sorted(archive.glob('*.tif'))[i] for i in range(min(40, args.tiles))],
                       [S2_L2A], args.chip)  # fmt: skip
@@ -217,4 +223,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    with told_in_one_sentence('reader.py'):
+        main()

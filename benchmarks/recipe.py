@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from lightning.pytorch import seed_everything
 from objectives import CALIBRATION_STEPS, affordable, read_out, train_ours
-from rows import Row, fill, read
+from rows import Row, fill, read, require_columns
 from throughput import time_ours
 
 from gfm_jepa.data.benchmarks import load_benchmark
@@ -73,6 +73,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     'expander of 2048': ('vicreg', {'model.init_args.expander_dims': [2048, 2048, 2048]}),
 }  # fmt: skip
 COLUMNS = ('knn5', 'linear', 'knn5_back', 'linear_back')
+ROW = ('variant', 'minutes', 'seed', 'steps', 'features', *COLUMNS)
 RESULTS = Path(__file__).parent / 'results' / 'recipe.csv'
 
 
@@ -143,6 +144,7 @@ def main() -> None:
         variant, minutes, seed = args.row
         print(json.dumps(rows_of(variant, float(minutes), int(seed), args.root)))
         return
+    require_columns(args.output, ROW)
     known = {(r['variant'], float(r['minutes']), int(r['seed'])) for r in read(args.output)}
     jobs = [
         ['--root', args.root, '--row', variant, str(args.minutes), str(seed)]

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from gfm_jepa import InputError
+
 Row = dict[str, Any]
 
 
@@ -21,16 +23,29 @@ def read(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def append(path: Path, rows: Sequence[Row]) -> None:
+def write(path: Path, rows: Sequence[Row]) -> None:
     """Write all rows anew and move them into place: the file is whole at any moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    everything = [*read(path), *rows]
-    partial = path.with_suffix('.tmp')
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    partial = path.with_name(f'{path.name}.tmp')
     with partial.open('w', newline='') as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
+        writer = csv.DictWriter(file, columns, lineterminator='\n')
         writer.writeheader()
-        writer.writerows(everything)
+        writer.writerows(rows)
     partial.replace(path)
+
+
+def require_columns(path: Path, columns: Sequence[str]) -> None:
+    """Refuse a file that has rows of another kind.
+
+    Raises:
+        InputError: If its columns are others.
+    """
+    if (rows := read(path)) and set(rows[0]) != set(columns):
+        raise InputError(
+            f'{path} has the columns {", ".join(map(str, rows[0]))}, where '
+            f'{", ".join(columns)} are written; name another file with --output.'
+        )
 
 
 def fill(
@@ -64,7 +79,7 @@ def fill(
     with ThreadPoolExecutor(parallel) as pool:
         for job in as_completed([pool.submit(work, words) for words in jobs]):
             if rows := job.result():
-                append(path, rows)
+                write(path, [*read(path), *rows])
                 print(*map(say, rows), sep='\n', flush=True)
     if failed:
         raise SystemExit(f'{"; ".join(failed)} failed; what was said stands above.')

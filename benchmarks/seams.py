@@ -21,7 +21,8 @@ import torch
 from matplotlib.figure import Figure
 from rasterio.windows import Window
 
-from gfm_jepa.errors import told_in_one_sentence
+from gfm_jepa.data.sidecars import Facts, facts_of
+from gfm_jepa.errors import InputError, told_in_one_sentence
 from gfm_jepa.evaluation.embeddings import open_map
 from gfm_jepa.evaluation.latents import pca_colours, stretch
 from gfm_jepa.evaluation.plots import save
@@ -30,16 +31,26 @@ from gfm_jepa.inference.scenes import find_scenes
 from gfm_jepa.models.hub import from_pretrained
 
 
-def cut(scene: Path, target: Path, side: int) -> None:
-    """Write the top left of a scene."""
+def cut(scene: Path, target: Path, window: Window) -> None:
+    """Write a part of a scene, with what its file says of the values.
+
+    Raises:
+        InputError: If files beside it say more, which nobody would look for beside the copy.
+    """
+    if facts_of(scene) != Facts():
+        raise InputError(
+            f'{scene} is described by a YAML or STAC file beside it, which a cut part of it would '
+            f'lack; write what that says into the raster.'
+        )
     with rasterio.open(scene) as source:
-        profile = {**source.profile, 'width': side, 'height': side, 'driver': 'GTiff'}
-        names = source.descriptions
+        profile = {**source.profile, 'width': window.width, 'height': window.height,
+                   'transform': source.window_transform(window), 'driver': 'GTiff'}  # fmt: skip
         for key in ('blockxsize', 'blockysize', 'tiled'):
             profile.pop(key, None)
         with rasterio.open(target, 'w', **profile) as written:
-            written.write(source.read(window=Window(0, 0, side, side)))
-            written.descriptions = names
+            written.write(source.read(window=window))
+            written.descriptions = source.descriptions
+            written.scales, written.offsets = source.scales, source.offsets
 
 
 def features(path: Path) -> torch.Tensor:
@@ -81,9 +92,16 @@ def main() -> None:
     maps, overlaps = {}, [0, args.window // 4, args.window // 2]
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / args.scene.name
-        cut(args.scene, part, side)
+        cut(args.scene, part, Window(0, 0, side, side))
         scene = find_scenes([str(part)], encoder.modalities, patches, args.window)[0][0]
         patch = patches[scene.layers[0].name]
+        shorter = min(scene.grid.height, scene.grid.width)
+        if not 2 * patch <= args.window < shorter:
+            raise InputError(
+                f'The part is {shorter} pixels wide, in which windows of {args.window} have no '
+                f'seam to measure; give a --window from {2 * patch} to {shorter - 1}, or a larger '
+                f'--most.'
+            )
         # One window over all of it, also where a geographic scene is warped.
         whole = -(-max(scene.grid.height, scene.grid.width) // patch) * patch
         for overlap in (None, *overlaps):

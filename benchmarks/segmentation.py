@@ -1,4 +1,4 @@
-"""Land cover by place: each place is held out once, and every method trains equally long.
+"""Land cover by place: each place is held out once, and every network trains equally long.
 
     python benchmarks/segmentation.py WEIGHTS --root DIR --modalities s2_l2a s1 dem -o rows.csv
 
@@ -6,13 +6,15 @@ DIR holds a folder a place, with LULC beside the other rasters. With --halves th
 every place is known and the eastern one held out, which asks what the features are worth where all
 classes are known. Methods: the frozen encoder with a
 linear and with a UPerNet head, logistic regression of each pixel's bands, and a U-Net (ResNet-18)
-from scratch. Minutes are those of one process's CPU time, without reading, so that what else runs
-on the machine does not count. Prints mean intersection over union of all held-out chips together,
-over the classes that they have, with its 95 % bootstrap interval over chips.
+from scratch, all of the same modalities. Minutes are those of one process's CPU time, without
+reading, so that what else runs on the machine does not count; the regression takes what it takes.
+Prints mean intersection over union of all held-out chips together, over the classes that they have,
+with its 95 % bootstrap interval over chips; the CSV is written after each place. The last line is
+one JSON object: mean, lower and upper bound by method.
 """
 
 import argparse
-import csv
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,10 +26,13 @@ import rasterio
 import segmentation_models_pytorch as smp
 import torch
 from rasterio.windows import Window
+from rows import Row, write
+from seams import cut
 from torch import Tensor, nn
 
 from gfm_jepa import InputError, from_pretrained
 from gfm_jepa.data import Rasters
+from gfm_jepa.data.index import make_folder
 from gfm_jepa.errors import told_in_one_sentence
 from gfm_jepa.evaluation.logistic import LogisticRegression
 from gfm_jepa.evaluation.pixel_scores import Counts, mean_iou, resampled
@@ -44,12 +49,19 @@ Answer = Callable[[dict[str, Any]], Tensor]  # a batch to (B, K, H, W)
 
 
 def batches(chips: Rasters, generator: torch.Generator) -> Iterable[dict[str, Any]]:
-    """Endless shuffled batches of chips that have the same modalities, turned."""
-    groups = [list(g) for g in chips.groups()]
+    """Endless shuffled batches of chips that have the same modalities, turned.
+
+    Raises:
+        InputError: If no two chips do.
+    """
+    groups = [list(g) for g in chips.groups() if len(g) > 1]
+    if not groups:
+        raise InputError('No two chips have the same modalities; give larger rasters, or more.')
     while True:
         for group in groups:
             order = torch.randperm(len(group), generator=generator)
-            for ids in order.split(BATCH):
+            # A single chip has no spread that a batch norm could divide by.
+            for ids in (some for some in order.split(BATCH) if len(some) > 1):
                 yield turn(collect(chips, [group[i] for i in ids]), generator)
 
 
@@ -119,15 +131,23 @@ def heads(
 
 
 def standardised(encoder: Encoder, first: str, batch: dict[str, Any]) -> Tensor:
-    """Bands of the first modality by its statistics, 0 where nothing is."""
-    embed = encoder.embedder(first)
-    return torch.nan_to_num((batch[first] - embed.mean) / embed.std, 0.0, 0.0, 0.0)
+    """Bands of all modalities by their statistics on the grid of the first, 0 where nothing is."""
+    shape = batch[first].shape
+    found = []
+    for name, modality in encoder.modalities.items():
+        if name not in batch:
+            found.append(torch.zeros(len(batch[first]), len(modality.bands), *shape[-2:]))
+            continue
+        embed = encoder.embedder(name)
+        values = torch.nan_to_num((batch[name] - embed.mean) / embed.std, 0.0, 0.0, 0.0)
+        found.append(nn.functional.interpolate(values, shape[-2:], mode='nearest-exact'))
+    return torch.cat(found, dim=1)
 
 
 def unet(encoder: Encoder, first: str, chips: Rasters, minutes: float, seed: int) -> Answer:
     """A U-Net from scratch on the same bands."""
     torch.manual_seed(seed)
-    bands = len(encoder.modalities[first].bands)
+    bands = sum(len(m.bands) for m in encoder.modalities.values())
     model: Any = smp.Unet('resnet18', encoder_weights=None, in_channels=bands, classes=NUM_CLASSES)
     train(model, lambda b: model(standardised(encoder, first, b)), chips, minutes, seed)
     model.eval()
@@ -169,22 +189,31 @@ def folds(
     for place in places:
         for file in place.glob('*.tif'):
             with rasterio.open(file) as source:
-                middle = source.width // 2
-                for side, left, width in (('west', 0, middle), ('east', middle, source.width)):
-                    window = Window(left, 0, width - left, source.height)
-                    profile = {**source.profile, 'width': window.width, 'tiled': False,
-                               'transform': source.window_transform(window)}  # fmt: skip
-                    profile.pop('blockxsize', None), profile.pop('blockysize', None)
-                    target = folder / side / place.name / file.name
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with rasterio.open(target, 'w', **profile) as half:
-                        half.write(source.read(window=window))
-                        half.descriptions = source.descriptions
+                width, height = source.width, source.height
+            for side, left, right in (('west', 0, width // 2), ('east', width // 2, width)):
+                target = folder / side / place.name / file.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                cut(file, target, Window(left, 0, right - left, height))
     yield 'halves', [folder / 'west'], [folder / 'east']
 
 
-def run(args: argparse.Namespace, folder: Path) -> dict[str, Counts]:
-    """All methods on what is held out; counts of all its chips, by method."""
+def rows_of(found: dict[str, list[Counts]], args: argparse.Namespace) -> list[Row]:
+    """A row for each method, of the chips that were held out so far."""
+    rows: list[Row] = []
+    for name, parts in found.items():
+        counts = np.concatenate(parts)
+        value, (low, high) = mean_iou(counts.sum(axis=0)), interval(counts)
+        rows.append({
+            'method': name, 'mean_iou': f'{value:.4f}', 'low': f'{low:.4f}',
+            'high': f'{high:.4f}', 'chips': len(counts),
+            'held_out': 'halves' if args.halves else 'places', 'minutes': args.minutes,
+            'modalities': ' '.join(args.modalities), 'weights': args.weights, 'seed': args.seed,
+        })  # fmt: skip
+    return rows
+
+
+def run(args: argparse.Namespace, folder: Path) -> list[Row]:
+    """All methods on what is held out; their rows, which are written after each part of it."""
     places = sorted(p for p in args.root.glob(args.places) if p.is_dir() and any(p.glob('*LULC*')))
     if len(places) < 2:
         raise InputError(f'{args.root} has {len(places)} folders with LULC; expected two or more.')
@@ -192,7 +221,9 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Counts]:
     encoder = from_pretrained(args.weights, modalities=args.modalities)
     assert isinstance(encoder, Encoder)
     first = args.modalities[0]
+    make_folder(args.output.parent)
     found: dict[str, list[Counts]] = {}
+    rows: list[Row] = []
     for name, others, some in folds(places, args.halves, folder):
         known = Rasters(others, modalities, CHIP, CHIP // 2)
         held = Rasters(some, modalities, CHIP, CHIP)
@@ -205,7 +236,9 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Counts]:
             counts = count(answer, held)
             print(f'{name}: {method} {100 * mean_iou(counts.sum(axis=0)):.1f} %', flush=True)
             found.setdefault(method, []).append(counts)
-    return {name: np.concatenate(counts) for name, counts in found.items()}
+        rows = rows_of(found, args)
+        write(args.output, rows)
+    return rows
 
 
 def main() -> None:
@@ -213,28 +246,19 @@ def main() -> None:
     parser.add_argument('weights')
     parser.add_argument('--root', type=Path, required=True, help='a folder a place in it')
     parser.add_argument('--places', default='terramesh_*', help='pattern of their names')
-    parser.add_argument('--modalities', nargs='+', default=['s2_l2a'], help='the first gives bands')
+    parser.add_argument('--modalities', nargs='+', default=['s2_l2a'], help='of inputs')
     parser.add_argument('--minutes', type=float, default=2.0, help='CPU minutes of each training')
     parser.add_argument('--halves', action='store_true', help='hold out halves, not places')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('-o', '--output', type=Path, required=True, help='CSV to write')
     args = parser.parse_args()
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
-        found = run(args, Path(folder))
-    for name, counts in found.items():
-        value, (low, high) = mean_iou(counts.sum(axis=0)), interval(counts)
-        rows.append({
-            'method': name, 'mean_iou': f'{value:.4f}', 'low': f'{low:.4f}',
-            'high': f'{high:.4f}', 'chips': len(counts),
-            'held_out': 'halves' if args.halves else 'places', 'minutes': args.minutes,
-            'modalities': ' '.join(args.modalities), 'weights': args.weights, 'seed': args.seed,
-        })  # fmt: skip
-        print(f'{name:<20} {100 * value:5.1f} % ({100 * low:.1f} to {100 * high:.1f})')
-    with args.output.open('w', newline='') as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
+        rows = run(args, Path(folder))
+    result = {r['method']: [float(r[key]) for key in ('mean_iou', 'low', 'high')] for r in rows}
+    for name, values in result.items():
+        value, low, high = (100 * v for v in values)
+        print(f'{name:<20} {value:5.1f} % ({low:.1f} to {high:.1f})')
+    print(json.dumps(result))
 
 
 if __name__ == '__main__':

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gfm_jepa import tasks
+from gfm_jepa.errors import InputError, told_in_one_sentence
 from gfm_jepa.models.presets import PRESETS
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
@@ -40,11 +41,17 @@ THEIRS = ('torchgeo-mae', 'torchgeo-simclr')
 SIDES = {'1x': (64, 64), '2x': (64, 128), '4x': (128, 128)}
 
 
+def peak_mb() -> float:
+    """Peak memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 class Images(Dataset[dict[str, Tensor]]):
     """Random images, drawn once, under a key."""
 
     def __init__(self, count: int, size: tuple[int, int] = (64, 64), key: str = 'rgb') -> None:
-        self.images = torch.rand(count, 3, *size) * (255 if key == 'rgb' else 1)
+        # In place: a copy would raise the peak of memory that training is measured against.
+        self.images = torch.rand(count, 3, *size).mul_(255 if key == 'rgb' else 1)
         self.key = key
 
     def __len__(self) -> int:
@@ -55,9 +62,10 @@ class Images(Dataset[dict[str, Tensor]]):
 
 
 class Clock(Callback):
-    """Notes wall and processor time at the end of each step."""
+    """Notes wall and processor time at the end of each step, and what memory came before all."""
 
     def __init__(self) -> None:
+        self.memory = peak_mb()
         self.wall: list[float] = []
         self.processor: list[float] = []
 
@@ -108,36 +116,37 @@ def time_ours(
     precision: Any = '32-true',
 ) -> tuple[Clock, int]:
     """Train some steps of a method of ours; the clock, and the batch size of one process."""
-    task, batch_size, clip = our_task(method, changes)
-    clock = Clock()
+    batch_size = config_of(method, changes)['data']['init_args']['batch_size']
+    images = Images(steps * batch_size * devices, size)
+    clock = Clock()  # behind the images, whose memory is none of the method's
+    task, _, clip = our_task(method, changes)
     trainer = Trainer(
         max_steps=steps, max_epochs=-1, logger=False, enable_checkpointing=False,
         enable_model_summary=False, enable_progress_bar=False, callbacks=[clock],
         log_every_n_steps=20, gradient_clip_val=clip, accelerator=accelerator,
         devices=devices, strategy='ddp' if devices > 1 else 'auto', precision=precision,
     )  # fmt: skip
-    images = Images(steps * batch_size * devices, size)
     trainer.fit(task, DataLoader(images, batch_size))
     return clock, batch_size
 
 
 def measure(case: dict[str, Any]) -> dict[str, float]:
     """One measurement, in this process."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     where = {key: case[key] for key in ('accelerator', 'precision')}
     steps = STEPS[case['accelerator']]
     if case['method'] in THEIRS:
         import torchgeo_objectives as theirs
 
-        clock, batch_size = Clock(), theirs.BATCH_SIZE
+        batch_size = theirs.BATCH_SIZE
         images = Images(steps * batch_size, key='image')
+        clock = Clock()
         theirs.train(case['method'], steps, images, [clock], **where)
     else:
         clock, batch_size = time_ours(
             case['method'], steps, SIDES[case['tokens']], case['processes'], case['changes'],
             **where,
         )  # fmt: skip
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    peak = peak_mb() - clock.memory
     if case['accelerator'] == 'gpu':
         peak = torch.cuda.max_memory_allocated() / 2**20
     seconds = Clock.step(clock.wall)
@@ -203,6 +212,8 @@ def main() -> None:
     if args.case:
         print(json.dumps(measure(json.loads(args.case))), flush=True)
         return
+    if args.accelerator == 'gpu' and not torch.cuda.is_available():
+        raise InputError('This machine has no GPU that torch can use; leave out --accelerator gpu.')
     best: dict[str, dict[str, Any]] = {}
     for _ in range(args.rounds):
         for name, case in cases(args.accelerator, args.precision).items():
@@ -241,4 +252,5 @@ def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 if __name__ == '__main__':
-    main()
+    with told_in_one_sentence('throughput.py'):
+        main()

@@ -7,10 +7,11 @@
     python benchmarks/torchgeo_bench_adapter.py WEIGHTS --dataset eurosat-rgb-spatial --root DIR
 
 The second prints kNN-5 and linear accuracy of one and the same features twice: by `gfm-jepa
-benchmark`'s code, and by torchgeo-bench's.
+benchmark`'s code, and by torchgeo-bench's. Its last line is one JSON object: the same, 0..1.
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -131,8 +132,10 @@ def main() -> None:
     parser.add_argument('--root', required=True)
     parser.add_argument('--features', default='embedding', choices=('embedding', 'depths'))
     args = parser.parse_args()
-    for name, value in compare(args.weights, args.dataset, args.root, args.features).items():
+    found = compare(args.weights, args.dataset, args.root, args.features)
+    for name, value in found.items():
         print(f'{name:<24} {100 * value:6.2f} %')
+    print(json.dumps({name: round(value, 4) for name, value in found.items()}))
 
 
 if __name__ == '__main__':

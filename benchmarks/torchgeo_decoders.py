@@ -22,7 +22,7 @@ import torch
 import yaml
 
 import gfm_jepa.timm_names  # noqa: F401  makes timm know our names
-from gfm_jepa.errors import told_in_one_sentence
+from gfm_jepa.errors import InputError, told_in_one_sentence
 
 NAMES = {'dpt': 'gfm_jepa_nano'}  # the other decoders take maps of five scales
 PYRAMID = 'gfm_jepa_nano_pyramid'
@@ -83,8 +83,8 @@ def unchanged(checkpoint: Path, decoder: str) -> bool:
     state = torch.load(checkpoint, weights_only=False)['state_dict']
     prefix = 'model.encoder.model.'
     kept = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    shared = kept.keys() & own.keys()
-    return len(shared) == len(kept) and all(torch.equal(kept[k], own[k]) for k in shared)
+    known = bool(kept) and kept.keys() <= own.keys()
+    return known and all(torch.equal(kept[k], own[k]) for k in kept)
 
 
 def main() -> None:
@@ -94,7 +94,13 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, default=5)
     parser.add_argument('--decoders', nargs='+', default=DECODERS, choices=DECODERS)
     args = parser.parse_args()
-    *train, held = sorted(str(p) for p in args.root.glob(args.places))
+    places = sorted(str(p) for p in args.root.glob(args.places) if p.is_dir())
+    if len(places) < 2:
+        raise InputError(
+            f'{args.root} has {len(places)} folders {args.places}; expected two or more, of which '
+            f'the last is held out.'
+        )
+    *train, held = places
     result = {}
     for decoder in args.decoders:
         with tempfile.TemporaryDirectory() as name:

@@ -11,6 +11,7 @@ import timm
 from lightning.pytorch import Callback, Trainer
 from timm.models import VisionTransformer, register_model
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.utils.data import DataLoader, Dataset
 from torchgeo.tasks import BYOL, MAE, SimCLR
 from torchgeo.tasks.byol import BYOLModule
@@ -83,18 +84,38 @@ def build(method: str, epochs: int) -> Any:
             model='gfm_jepa_objective_linear', size=SIZE,
             # The default rate and decoder are for ViT-B: small models take and need a higher rate
             # and less decoder. Warm-up: a twentieth of the run, which is shorter than 40 epochs.
-            lr=1e-3, decoder_dim=128, decoder_num_heads=4, warmup_epochs=max(epochs // 20, 1),
+            lr=1e-3, decoder_dim=128, decoder_num_heads=4, warmup_epochs=warmup_epochs(epochs),
         )  # fmt: skip
     if method == 'torchgeo-simclr':
         # Version 1, since a bank of 64,000 would hold every image of 16,200 four times, its own
         # positives among them; the rate is torchgeo's rule for the batch.
-        task = SimCLR(
+        task = ShortSimCLR(
             model='gfm_jepa_objective_conv', version=1, layers=2, memory_bank_size=0, size=SIZE,
             hidden_dim=512, output_dim=128, lr=0.3 * BATCH_SIZE / 256,
         )  # fmt: skip
         task.backbone = Rescaled(task.backbone)
         return task
     return SmallBYOL('gfm_jepa_objective_conv')
+
+
+def warmup_epochs(epochs: int) -> int:
+    """A twentieth of a run, and one epoch at least."""
+    return max(epochs // 20, 1)
+
+
+class ShortSimCLR(SimCLR):  # type: ignore[misc]  # torchgeo carries no types
+    """SimCLR with the warm-up that MAE has here."""
+
+    def configure_optimizers(self) -> Any:
+        """The task's optimizer; its own warm-up is ten epochs, which a short run never leaves."""
+        optimizer = super().configure_optimizers()['optimizer']
+        for group in optimizer.param_groups:
+            group['lr'] = group['initial_lr']  # which the task's own schedule has lowered
+        epochs = self.trainer.max_epochs
+        warmup = warmup_epochs(epochs)
+        schedules = [LinearLR(optimizer, total_iters=warmup),
+                     CosineAnnealingLR(optimizer, T_max=max(epochs - warmup, 1))]  # fmt: skip
+        return [optimizer], [SequentialLR(optimizer, schedules, milestones=[warmup])]
 
 
 class SmallBYOL(BYOL):  # type: ignore[misc]  # torchgeo carries no types
@@ -135,7 +156,8 @@ def train(
 def as_encoder(trained: Rescaled) -> Encoder:
     """Our encoder with the weights of the timm model that was made of one."""
     encoder = build_encoder('nano', ['rgb'], stem='conv')
-    own = {key.replace('patch_embed.embed.', 'patch_embeds.rgb.'): value
-           for key, value in trained.backbone.state_dict().items()}  # fmt: skip
+    state = trained.backbone.state_dict()
+    state.pop('patch_embed.gsd')  # of the timm model alone
+    own = {k.replace('patch_embed.embed.', 'patch_embeds.rgb.'): v for k, v in state.items()}
     encoder.load_state_dict(own)
     return encoder.eval()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from gfm_jepa.cli import main as gfm_jepa
 from gfm_jepa.data.synthetic import SyntheticLandscapes
+from gfm_jepa.evaluation.embeddings import open_embeddings
+from gfm_jepa.evaluation.search import load
 
 SCENE = os.environ.get('SCENE')  # a GeoTIFF of Sentinel-2, RGB, NAIP, ...
 WEIGHTS = os.environ.get('WEIGHTS', 'gfm-jepa-nano')
@@ -28,17 +30,18 @@ assert gfm_jepa(['embed', WEIGHTS, SCENE, '-o', str(out / 'map.tif'), '--overwri
 # The places most similar to one of them, what lies together, and what is unlike all others.
 
 # %%
-gfm_jepa(['search', str(out / 'map.tif'), '--place', '500', '-o', str(out / 'similar.tif')])
-gfm_jepa(['cluster', str(out / 'map.tif'), '-k', '6', '-o', str(out / 'clusters.tif')])
-gfm_jepa(['anomalies', str(out / 'map.tif'), '-o', str(out / 'odd.tif')])
+MAP = str(out / 'map.tif')
+_, places = load(open_embeddings(out / 'map.tif'))  # cells that hold data
+place = str(places[len(places) // 2])
+assert gfm_jepa(['search', MAP, '--place', place, '-o', str(out / 'similar.tif')]) == 0
+assert gfm_jepa(['cluster', MAP, '-k', '6', '-o', str(out / 'clusters.tif')]) == 0
+assert gfm_jepa(['anomalies', MAP, '-o', str(out / 'odd.tif')]) == 0
 
 # %% [markdown]
 # All of it on one page, which needs no network: open it, and click.
 
 # %%
-gfm_jepa([
-    'report', str(out / 'map.tif'), '--scene', SCENE, '--layer',
-    f'clusters={out / "clusters.tif"}', f'anomalies={out / "odd.tif"}',
-    '-o', str(out / 'page.html'),
-])  # fmt: skip
-assert (out / 'page.html').exists()
+assert gfm_jepa([
+    'report', MAP, '--scene', SCENE, '--layer', f'clusters={out / "clusters.tif"}',
+    f'anomalies={out / "odd.tif"}', '-o', str(out / 'page.html'),
+]) == 0  # fmt: skip

@@ -44,7 +44,7 @@ assert gfm_jepa([
     'fit', '--config', str(configs / 'vicreg_eurosat_rgb.yaml'), *common,
     '--trainer.default_root_dir=example/vicreg',
 ]) == 0  # fmt: skip
-pretrained = str(next(Path('example/vicreg').rglob('last.ckpt')))
+pretrained = str(max(Path('example/vicreg').rglob('last.ckpt'), key=lambda p: p.stat().st_mtime))
 
 # %% [markdown]
 # ## Probe: frozen features, with baselines beside them
@@ -64,6 +64,6 @@ assert gfm_jepa([
     f'--model.encoder.weights={pretrained}', '--trainer.default_root_dir=example/finetune',
     f'--trainer.callbacks.every_n_train_steps={STEPS}',
 ]) == 0  # fmt: skip
-head = str(next(Path('example/finetune').rglob('last.ckpt')))
+head = str(max(Path('example/finetune').rglob('last.ckpt'), key=lambda p: p.stat().st_mtime))
 image = next(Path(DATA).rglob('River_1.jpg'))
 assert gfm_jepa(['classify', head, str(image), '--top', '3']) == 0

@@ -22,7 +22,7 @@ if not DATA:
 # What is there: a table of chips, and what every raster was taken for.
 
 # %%
-gfm_jepa(['index', DATA, '-o', 'example/chips.parquet', '--chip-size', '48'])
+assert gfm_jepa(['index', DATA, '-o', 'example/chips.parquet', '--chip-size', '48']) == 0
 
 # %% [markdown]
 # The training run: I-JEPA over the modalities that are there. Any word of
@@ -31,12 +31,11 @@ gfm_jepa(['index', DATA, '-o', 'example/chips.parquet', '--chip-size', '48'])
 
 # %%
 CONFIG = next(p for p in (Path('configs'), Path('../configs')) if p.is_dir()) / 'ijepa_rasters.yaml'
-status = gfm_jepa([
+assert gfm_jepa([
     'fit', '--config', str(CONFIG), f'--data.paths=[{DATA}]', '--data.chip_size=48',
     '--data.batch_size=16', f'--trainer.max_steps={STEPS}',
     f'--trainer.log_every_n_steps={min(STEPS, 10)}', '--trainer.default_root_dir=example/run',
-])  # fmt: skip
-assert status == 0
+]) == 0  # fmt: skip
 
 # %% [markdown]
 # The checkpoint is an encoder: raw units in, NaN for what is not there, any subset of modalities.

@@ -18,6 +18,16 @@ class InputError(ValueError):
         return str(self).rpartition('InputError: ')[2].strip()
 
 
+def require_seed(seed: int) -> None:
+    """Refuse a seed that not every generator takes.
+
+    Raises:
+        InputError: If it is below 0 or has more than 32 bits.
+    """
+    if not 0 <= seed < 2**32:
+        raise InputError(f'The seed is {seed}; give a whole number from 0 to {2**32 - 1}.')
+
+
 @contextmanager
 def told_in_one_sentence(program: str) -> Iterator[None]:
     """Let an `InputError` end a program: its sentence on stderr, no traceback, status 2."""

@@ -230,6 +230,9 @@ def test_bad_words_are_one_sentence(weights, eurosat, capfd):
     assert 'The share of labels is 2' in fails(*root, '--shares', '2', '--resume')
     Path('rows.csv').write_text('a,b\n1,2\n')
     assert 'has other columns' in fails(*root, '--resume')
+    for content in (b'a,b\n', b'\xff'):
+        Path('rows.csv').write_bytes(','.join(COLUMNS).encode() + b'\n' + content)
+        assert 'rows.csv is' in fails(*root, '--resume')
     Path('head.txt').touch()
     assert 'ends in .csv' in fails(*root, '-o', 'head.txt')
     again = (*root, '-o', 'new.csv', '--no-baselines')

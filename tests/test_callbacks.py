@@ -28,6 +28,7 @@ from gfm_jepa.tasks import (
     NaNGuard,
     OnlineKNN,
     OptimizerConfig,
+    SemanticSegmentation,
     SimSiam,
     VICReg,
     WriteEmbeddings,
@@ -270,6 +271,18 @@ def test_predictions_are_rasters_that_the_reader_reads(tmp_path, write_raster):
     assert torch.equal(back[0]['emb'][:, :2, :5].flatten(1).T, embeddings)
     with pytest.raises(InputError, match='is there already'):
         run.predict(IJEPA(['s2_l2a']), data)
+
+
+def test_answers_of_a_head_are_no_embeddings(tmp_path, write_raster):
+    write_raster(tmp_path / 'in/S2L2A.tif', 12, (96, 96))
+    write_raster(tmp_path / 'in/LULC.tif', 1, (96, 96), dtype='uint8')
+    names = ['s2_l2a', 'lulc']
+    data = RastersDataModule([], names, [str(tmp_path / 'in')], chip_size=48, batch_size=4)
+    run = Trainer(accelerator='cpu', logger=False, enable_progress_bar=False,
+                  callbacks=[WriteEmbeddings('out.zarr')])  # fmt: skip
+    with pytest.raises(InputError, match='give its checkpoint to `gfm-jepa segment`'):
+        run.predict(SemanticSegmentation(names, 10), data)
+    assert not list(tmp_path.glob('out.zarr*'))
 
 
 def test_majority_labels(tmp_path, write_raster):

@@ -298,3 +298,6 @@ def test_a_share_of_the_labels(eurosat):
     assert module.class_names == ['Forest', 'PermanentCrop', 'SeaLake']
     with pytest.raises(InputError, match='fewer than one batch of 64; lower batch_size'):
         BenchmarkDataModule('eurosat-rgb-spatial', str(eurosat))
+    pixels = replace(module.benchmark, target='pixels')
+    with pytest.raises(InputError, match='a class for every pixel, not for every chip'):
+        BenchmarkDataModule(pixels, batch_size=3)

@@ -125,6 +125,20 @@ def test_refuses_what_is_not_there(copy, tmp_path):
     refused('several train lists', copy, 'train', copy)
 
 
+def test_csv_files_that_are_damaged(copy):
+    write_csvs(copy)
+    good = (copy / 'train.csv').read_bytes()
+    (copy / 'train.csv').write_bytes(b'\xef\xbb\xbf' + good)  # as Excel begins a file
+    assert len(EuroSATRGB(copy, 'train', 'csv')) == 18
+    (copy / 'train.csv').write_bytes(good.replace(b'Forest', b'For\xeat'))
+    refused(r'train\.csv is no CSV in UTF-8', copy, 'train', 'csv')
+    (copy / 'train.csv').write_bytes(good[:-10])
+    refused('each with Filename and ClassName', copy, 'train', 'csv')
+    for label_map in ([1, 2], {'Forest': 'a'}, {'Forest': None}):
+        write_csvs(copy, label_map)
+        refused(r'label_map\.json should map class names to numbers', copy, 'train', 'csv')
+
+
 @pytest.mark.parametrize('in_memory', [True, False])
 def test_names_a_broken_image(copy, in_memory):
     path = copy / 'EuroSAT_RGB/SeaLake/SeaLake_1.jpg'

@@ -137,6 +137,36 @@ def test_a_table_of_nothing_is_told(halves, write_raster, capfd):
     assert 'holds data' in capfd.readouterr().err
 
 
+def test_what_would_not_count_is_refused_before_there_is_work(halves, write_raster, capfd):
+    values = np.full((3, 64, 64), np.nan)
+    write_raster(halves / 'void.tif', values=values, dtype='float32', nodata=np.nan)
+    image = ['--image', 'optical=void.tif', '--weights', 'weights']
+    predictor = ['anomalies', 'optical.tif', '-o', 'a.tif', '--predictor', 'x.ckpt']
+    look = ['look', 'weights', 'optical.tif', '-o', 'a', '--window', '64']
+    for words, sentence in (
+        (['cluster', 'map.tif', '-o', 'a.tif', '--seed', '-1'], 'from 0 to 4294967295'),
+        (['cluster', 'map.tif', '-o', 'a.tif', '--seed', str(2**32)], 'from 0 to 4294967295'),
+        ([*look, '--figures', 'masks', '--seed', str(2**70)], 'from 0 to 4294967295'),
+        ([*look, '--figures', 'resolution', '--windows', '1'], '--windows is 1; give at least 2'),
+        ([*predictor, '--train', 'map.tif'], 'leave out --train and --neighbours'),
+        ([*predictor, '--neighbours', '5'], 'leave out --train and --neighbours'),
+        (['change', 'map.tif', 'map.tif', '-o', 'a.tif', '--bands', 'B02'], 'or give --weights'),
+        (['cluster', 'chips.parquet', '-o', 'a.parquet', '--labels', 'geometry'], 'no classes'),
+        (['search', 'chips.parquet', '-o', 'a.parquet', *image], 'optical=void.tif holds no data'),
+    ):
+        assert main(words) == 2, words
+        assert sentence in capfd.readouterr().err
+    assert not list(halves.glob('a*'))
+
+
+def test_an_ending_in_capitals_is_the_same(halves, capfd):
+    (halves / 'map.tif').rename(halves / 'MAP.TIF')
+    (halves / 'chips.parquet').rename(halves / 'CHIPS.PARQUET')
+    assert verb(capfd, 'cluster', 'MAP.TIF', '-k', 2, '-o', 'CLUSTERS.TIF') == {'k': 2}
+    assert len(verb(capfd, 'search', 'CHIPS.PARQUET', '--place', 0, '-o', 'A.PARQUET')) == 10
+    assert main(['report', 'MAP.TIF', '--layer', 'clusters=CLUSTERS.TIF', '-o', 'a.html']) == 0
+
+
 def test_classes_have_no_mean_in_overviews(halves):
     wide = halves / 'wide.tif'
     with rasterio.open(wide, 'w', driver='GTiff', width=1100, height=1100, count=1,

@@ -175,6 +175,15 @@ def test_a_quantity_is_mapped_in_its_unit(weights):
         load_segmenter('bare.ckpt')
 
 
+def test_more_classes_than_8_bits_hold(weights, capfd):
+    task = SemanticSegmentation(SPECS, 256, encoder=EncoderConfig(weights=weights))
+    saved = {'state_dict': task.state_dict()}
+    task.on_save_checkpoint(saved)
+    torch.save(saved, 'many.ckpt')
+    assert main(['segment', 'many.ckpt', 'x.tif', '-o', 'c.TIF']) == 2
+    assert 'tells 256 classes apart, and 8 bits hold 255' in capfd.readouterr().err
+
+
 def test_names_are_of_all_classes_or_none(weights):
     with pytest.raises(InputError, match='1 class_names of 2 classes'):
         SemanticSegmentation(SPECS, 2, encoder=EncoderConfig(weights=weights), class_names=['a'])

@@ -57,6 +57,9 @@ def test_a_row_that_was_broken_off_is_no_number(tmp_path):
     path.write_text('epoch,step,train_loss\n0,0,3.0\n0,10,2.0\n0,20,0.97900721.8048\n0,30,1.0\n')
     (curve,) = (line for axes in dashboard(path).axes for line in axes.get_lines())
     assert curve.get_xydata().tolist() == [[0, 3.0], [10, 2.0], [30, 1.0]]
+    path.write_text('step,train_loss\n0,3.0\nnan,2.0\ninf,2.0\n', encoding='utf-8-sig')
+    (curve,) = (line for axes in dashboard(path).axes for line in axes.get_lines())
+    assert curve.get_xydata().tolist() == [[0, 3.0]]
 
 
 def test_dashboard_without_some_columns(tmp_path):
@@ -69,9 +72,10 @@ def test_dashboard_without_some_columns(tmp_path):
         dashboard(path)
     with pytest.raises(InputError, match=r'There is no metrics\.csv'):
         dashboard(tmp_path / 'none')
-    path.write_bytes(b'PK\0\3')
-    with pytest.raises(InputError, match='but binary'):
-        dashboard(path)
+    for content in (b'PK\0\3', b'step,loss\n1,\xff\n'):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match='but binary'):
+            dashboard(path)
 
 
 def row(name, knn5, linear, dataset='d'):

@@ -94,6 +94,14 @@ def test_what_cannot_be_is_one_sentence(scene, monkeypatch, capfd, words, senten
     assert not (scene / 'page.html').exists()
 
 
+def test_a_map_of_a_single_cell(tmp_path, write_raster):
+    save_encoder(tmp_path / 'weights')
+    write_raster(tmp_path / 'optical.tif', values=smooth(3, 8, 8), dtype='float32')
+    words = ['embed', str(tmp_path / 'weights'), str(tmp_path / 'optical.tif'), '--window', '64']
+    assert main([*words, '-o', str(tmp_path / 'map.tif')]) == 0
+    assert '1 x 1 cells' in report(tmp_path, tmp_path / 'map.tif')
+
+
 def test_eight_bits_tell_places_apart_that_are_all_alike():
     random = np.random.default_rng(0)
     values = normalised(np.r_[1, np.zeros(15)] + 0.01 * random.normal(size=(500, 16)))

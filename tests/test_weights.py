@@ -199,6 +199,18 @@ def test_an_overwrite_that_is_broken_off_leaves_nothing_mixed(folder, monkeypatc
         from_pretrained(folder)
 
 
+def test_an_overwrite_takes_the_card_and_the_golden_embeddings_along(bundle):  # noqa: F811
+    ours, other = bundle / 'README.md', bundle / 'notes.txt'
+    ours.write_text('---\nlibrary_name: gfm_jepa\n---\n')
+    other.write_text('mine')
+    assert (bundle / 'golden.safetensors').is_file()
+    save_pretrained(Encoder([RADAR], 8, 32, 2, 2), bundle)
+    assert {p.name for p in bundle.iterdir()} == {'config.json', 'model.safetensors', 'notes.txt'}
+    ours.write_text('# Of my project')
+    save_pretrained(Encoder([RADAR], 8, 32, 2, 2), bundle)
+    assert ours.is_file()
+
+
 def test_what_is_compiled_is_written_and_what_nothing_could_read_is_not(folder, tmp_path):
     encoder = from_pretrained(folder)
     save_pretrained(torch.compile(encoder), tmp_path / 'compiled')

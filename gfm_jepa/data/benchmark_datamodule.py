@@ -25,7 +25,7 @@ class BenchmarkDataModule(PretrainDataModule):
         num_workers: Processes that read.
 
     Raises:
-        InputError: If there is no such benchmark, or its data are missing.
+        InputError: If there is no such benchmark, its data are missing, or it has no class a chip.
     """
 
     def __init__(
@@ -38,6 +38,11 @@ class BenchmarkDataModule(PretrainDataModule):
         num_workers: int = 0,
     ) -> None:
         benchmark = load_benchmark(dataset, root) if isinstance(dataset, str) else dataset
+        if benchmark.target != 'label':
+            raise InputError(
+                f'{benchmark.name} has a class for every pixel, not for every chip; take '
+                f'`gfm-jepa benchmark`, or SemanticSegmentation on RastersDataModule.'
+            )
         super().__init__([MODALITIES[benchmark.modality].to_dict()], batch_size, num_workers)
         self.benchmark = benchmark
         self.train_dataset: Dataset[Any] = benchmark.train

@@ -205,16 +205,19 @@ def _read_csv(root: Path, split: str, folders: list[str]) -> tuple[list[str], li
     path = root / _CSV_NAMES[split]
     if not path.is_file():
         raise InputError(f'No split list {path}: expected a CSV with Filename and ClassName.')
-    with path.open(newline='') as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {'Filename', 'ClassName'} <= set(rows[0]):
-        raise InputError(f'{path} should have rows, and the columns Filename and ClassName.')
+    try:
+        with path.open(newline='', encoding='utf-8-sig') as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f'{path} is no CSV in UTF-8 ({error}); write it so.') from error
+    if not rows or not all(r.get('Filename') and r.get('ClassName') for r in rows):
+        raise InputError(f'{path} should have rows, each with Filename and ClassName.')
     classes, label_map = folders, root / 'label_map.json'
     if label_map.is_file():
         try:
-            numbers: dict[str, int] = json.loads(label_map.read_text())
-            classes = sorted(numbers, key=numbers.__getitem__)
-        except (json.JSONDecodeError, AttributeError, TypeError) as error:
+            numbers = dict(json.loads(label_map.read_text()))
+            classes = sorted(numbers, key=lambda name: float(numbers[name]))
+        except (ValueError, TypeError) as error:
             raise InputError(f'{label_map} should map class names to numbers.') from error
     if unknown := {r['ClassName'] for r in rows} - set(classes):
         raise InputError(f'{path} has the class {min(unknown)!r}; known are {", ".join(classes)}.')

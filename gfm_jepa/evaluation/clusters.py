@@ -11,7 +11,7 @@ from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 
 from ..data.raster_files import reason
-from ..errors import InputError
+from ..errors import InputError, require_seed
 from .embeddings import EmbeddedTable, EmbeddingMap, Embeddings, require_crs, sample
 
 MOST = 100_000  # places that centres are fitted to
@@ -40,15 +40,14 @@ def cluster(embeddings: Embeddings, k: int, seed: int = 0) -> Clusters:
         seed: Of the part and of the first centres.
 
     Raises:
-        InputError: If k does not fit.
+        InputError: If k or the seed does not fit.
 
     Source: Arthur & Vassilvitskii, "k-means++" (2007), as scikit-learn has it.
     """
     from sklearn.cluster import KMeans
 
+    require_seed(seed)
     some = normalised(sample(embeddings, MOST, seed))
-    if seed < 0:
-        raise InputError(f'The seed is {seed}; give a whole number from 0.')
     if not 2 <= k <= min(254, len(some)):
         raise InputError(f'{k} clusters of {len(some)} places cannot be; take 2 to 254.')
     centres = KMeans(k, n_init=4, random_state=seed).fit(some).cluster_centers_
@@ -110,8 +109,14 @@ def labels_of(embeddings: Embeddings, source: str) -> NDArray[np.int64]:
         if source not in embeddings.table:
             known = ', '.join(embeddings.table.columns)
             raise InputError(f'{embeddings.path} has no column {source!r}; it has {known}.')
-        codes: NDArray[np.int64] = embeddings.table[source].astype('category').cat.codes.to_numpy()
-        return codes.astype(np.int64)
+        try:
+            codes = embeddings.table[source].astype('category').cat.codes
+        except (TypeError, AttributeError) as error:  # geometries, lists
+            raise InputError(
+                f'The column {source!r} of {embeddings.path} holds no classes; name another.'
+            ) from error
+        labels: NDArray[np.int64] = codes.to_numpy().astype(np.int64)
+        return labels
     return read_on(embeddings, Path(source), Resampling.mode).astype(np.int64)
 
 

@@ -1,6 +1,7 @@
 """One picture of a run: does it learn, is it alive, and what was it told to do?"""
 
 import csv
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,15 +93,19 @@ def read_curves(path: Path) -> dict[str, Curve]:
     left out.
     """
     found: dict[str, dict[float, float]] = {}
-    if b'\0' in path.read_bytes()[:4096]:
+    try:
+        content = path.read_bytes().decode('utf-8-sig')
+    except UnicodeDecodeError:
+        content = '\0'
+    if '\0' in content[:4096]:
         raise InputError(f'{path} is no metrics.csv, but binary; give the folder of a run.')
-    with path.open(newline='') as file:
-        for row in csv.DictReader(file):
-            if None in row or not is_number(row.get('step')):
-                continue  # a killed run's last row, and the next one's first behind it
-            for name, text in row.items():
-                if panel_of(name) and is_number(text):
-                    found.setdefault(name, {})[float(row['step'])] = float(text)
+    for row in csv.DictReader(io.StringIO(content, newline='')):
+        step = row.get('step') or ''
+        if None in row or not is_number(step) or not np.isfinite(float(step)):
+            continue  # a killed run's last row, and the next one's first behind it
+        for name, text in row.items():
+            if panel_of(name) and is_number(text):
+                found.setdefault(name, {})[float(step)] = float(text)
     curves = {}
     for name, values in sorted(found.items()):
         steps = sorted(values)

@@ -283,7 +283,8 @@ def open_embeddings(path: Path) -> Embeddings:
     Raises:
         InputError: If it is none.
     """
-    return _open_table(path) if path.suffix == '.parquet' and path.is_file() else open_map(path)
+    is_table = path.suffix.lower() == '.parquet' and path.is_file()
+    return _open_table(path) if is_table else open_map(path)
 
 
 def open_map(path: Path) -> EmbeddingMap:
@@ -296,7 +297,7 @@ def open_map(path: Path) -> EmbeddingMap:
         raise InputError(f'{path} is a folder; give one .tif or .parquet of `gfm-jepa embed`.')
     if not path.is_file():
         raise InputError(f'There is no file {path}; check the path.')
-    if path.suffix not in ('.tif', '.tiff'):
+    if path.suffix.lower() not in ('.tif', '.tiff'):
         raise InputError(
             f'{path} is not a .tif or .parquet of embeddings; write one with `gfm-jepa embed`.'
         )
@@ -371,6 +372,6 @@ def require_like(output: Path, embeddings: Embeddings) -> None:
     """
     require_apart([output], [embeddings.path])
     wanted = ('.tif', '.tiff') if isinstance(embeddings, EmbeddingMap) else ('.parquet',)
-    if output.suffix not in wanted:
+    if output.suffix.lower() not in wanted:
         raise InputError(f'{output} should end in {wanted[0]}, as {embeddings.path.name} does.')
     make_folder(output.parent)

@@ -43,7 +43,7 @@ def write_report(
     Raises:
         InputError: If a source is of no such kind, or layers come without a map.
     """
-    maps = [s for s in sources if s.endswith(MAPS)]
+    maps = [s for s in sources if s.lower().endswith(MAPS)]
     if len(maps) > 1 or ((scene or layers) and not maps):
         raise InputError(
             f'A page shows one map of embeddings, and got {len(maps)}; give one .tif of `gfm-jepa '

@@ -144,7 +144,8 @@ def _components(
 ) -> NDArray[np.uint8]:
     """Three principal components, each from its 2nd to its 98th percentile, as a picture."""
     some = normalised(sample(embeddings, 5000))
-    _, vectors = np.linalg.eigh(np.cov(some.T.astype(np.float64)).reshape(some.shape[1], -1))
+    covariance = np.cov(some.T.astype(np.float64), ddof=0)  # of a single cell, too
+    _, vectors = np.linalg.eigh(covariance.reshape(some.shape[1], -1))
     scores = (values - some.mean(axis=0)) @ vectors[:, ::-1][:, :3]
     low, high = np.percentile(scores, (2, 98), axis=0)
     share = np.clip((scores - low) / np.maximum(high - low, 1e-9), 0, 1)

@@ -98,14 +98,20 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         InputError: If it is none of ours.
     """
-    with path.open(newline='') as file:
-        reader = csv.DictReader(file)
-        rows: list[Row] = list(reader)
-        found: Sequence[str] = reader.fieldnames or ()
+    try:
+        with path.open(newline='', encoding='utf-8-sig') as file:
+            reader = csv.DictReader(file)
+            rows: list[Row] = list(reader)
+            found: Sequence[str] = reader.fieldnames or ()
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f'{path} is no CSV in UTF-8 ({error}); name another file.') from error
     if tuple(found) != COLUMNS:
         raise InputError(
             f'{path} has other columns than `gfm-jepa benchmark` writes; name another file.'
         )
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise InputError(f'Row {number} of {path} is cut off, or too long; delete it.')
     return rows
 
 

@@ -187,13 +187,20 @@ def require_finite(tensors: Mapping[str, Tensor], source: str) -> None:
 def replace_folder(temporary: Path, folder: Path) -> None:
     """Move the files of a finished folder into place, config.json last: without it none is read.
 
+    A card and golden embeddings that are not replaced spoke of the weights of before, and go.
+
     Raises:
         InputError: If there are files of those names that something else wrote.
     """
-    refuse_foreign(folder, [path.name for path in temporary.iterdir()])
+    names = [path.name for path in temporary.iterdir()]
+    refuse_foreign(folder, names)
     folder.mkdir(parents=True, exist_ok=True)
     # Nor one that speaks of other weights than those that lie beside it.
     (folder / CONFIG).unlink(missing_ok=True)
+    if GOLDEN not in names:
+        (folder / GOLDEN).unlink(missing_ok=True)
+    if CARD not in names and (folder / CARD).is_file() and _is_ours(folder / CARD):
+        (folder / CARD).unlink()
     for path in sorted(temporary.iterdir(), key=lambda p: p.name == CONFIG):
         os.replace(path, folder / path.name)
 
@@ -211,18 +218,19 @@ def refuse_foreign(folder: Path, names: Sequence[str] = (CONFIG,)) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f'{folder} is a file; name a folder to write the encoder into.')
     for name in (CONFIG, CARD):
-        if name not in names or not (folder / name).is_file():
-            continue
-        if name == CONFIG:
-            content = read_json(folder / name)
-            ours = isinstance(content, dict) and 'modalities' in content
-        else:
-            ours = 'library_name: gfm_jepa' in (folder / name).read_text(errors='replace')
-        if not ours:
+        if name in names and (folder / name).is_file() and not _is_ours(folder / name):
             raise InputError(
                 f'{folder} holds a {name} that belongs to something else, and was left as it is; '
                 f'name another folder.'
             )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a config.json or a model card is one that we wrote."""
+    if path.name == CARD:
+        return 'library_name: gfm_jepa' in path.read_text(errors='replace')
+    content = read_json(path)
+    return isinstance(content, dict) and 'modalities' in content
 
 
 def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..data.rasters import Rasters
 from ..errors import InputError
+from .pixelwise import PixelTask
+from .supervised import SupervisedTask
 
 
 class WriteEmbeddings(BasePredictionWriter):
@@ -25,7 +27,7 @@ class WriteEmbeddings(BasePredictionWriter):
         output: Folder to write, which ends in .zarr.
 
     Raises:
-        InputError: If the output exists, or the data is not of rasters.
+        InputError: If the output exists, the task has a head, or the data is not of rasters.
     """
 
     def __init__(self, output: str) -> None:
@@ -36,6 +38,12 @@ class WriteEmbeddings(BasePredictionWriter):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the arrays."""
+        if isinstance(pl_module, SupervisedTask):
+            verb = 'segment' if isinstance(pl_module, PixelTask) else 'classify'
+            raise InputError(
+                f'{type(pl_module).__name__} answers with its head, and what is written here are '
+                f'embeddings; give its checkpoint to `gfm-jepa {verb}`, or to `gfm-jepa embed`.'
+            )
         loader: Any = trainer.predict_dataloaders
         if not isinstance(loader.dataset, Rasters):
             raise InputError(

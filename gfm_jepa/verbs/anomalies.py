@@ -23,7 +23,7 @@ def main(words: Sequence[str]) -> None:
     add('inputs', nargs='+', help='.tif or .parquet of embeddings, or rasters')
     add('-o', '--output', type=Path, required=True, help='.tif or .parquet')
     add('--train', type=Path, help='what counts as normal, of the same kind; by default the input')
-    add('--neighbours', type=int, default=5, help='that the distance to neighbours is a mean of')
+    add('--neighbours', type=int, help='that the distance to neighbours is a mean of; 5 by default')
     add('--predictor', type=Path, help='checkpoint of an I-JEPA, whose prediction error is mapped')
     add('--bands', metavar='MODALITY', help='compare the bands of rasters of this modality')
     add('--window', type=int, help='of the rasters, pixels; 128 by default')
@@ -42,13 +42,19 @@ def main(words: Sequence[str]) -> None:
     from ..evaluation.plots import save
     from ..output_paths import picture_beside, require_clear
 
-    if args.neighbours < 1:
-        raise InputError(f'--neighbours is {args.neighbours}; give at least 1.')
     if args.bands and args.predictor:
         raise InputError('Give --bands or --predictor, not both.')
+    if args.predictor and (args.train or args.neighbours is not None):
+        raise InputError(
+            'A prediction error is compared with nothing; leave out --train and --neighbours, or '
+            '--predictor.'
+        )
+    args.neighbours = 5 if args.neighbours is None else args.neighbours
+    if args.neighbours < 1:
+        raise InputError(f'--neighbours is {args.neighbours}; give at least 1.')
     picture = picture_beside(args.output, args.picture, (*args.inputs, args.train, args.predictor))
     if args.bands or args.predictor:
-        if args.output.suffix not in ('.tif', '.tiff'):
+        if args.output.suffix.lower() not in ('.tif', '.tiff'):
             raise InputError(f'{args.output} should end in .tif: what comes of rasters is a map.')
         require_clear(args.output, (*args.inputs, args.train))
         found = _score_bands(args) if args.bands else _prediction_errors(args)

@@ -52,6 +52,11 @@ def main(words: Sequence[str]) -> None:
     from ..evaluation.plots import save
     from ..output_paths import picture_beside
 
+    if not args.weights and (args.modality or args.bands):
+        raise InputError(
+            '--modality and --bands say what scenes hold; leave them out to compare maps, or give '
+            '--weights.'
+        )
     read = (args.before, args.after, args.labels, args.weights)
     picture = picture_beside(args.output, args.picture, read, args.mask)
     before, after = open_embeddings(args.before), open_embeddings(args.after)

@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> None:
     add('--seed', type=int, default=0, help='of windows and masks')
     args = parser.parse_args(words)
     from ..data.index import make_folder
-    from ..errors import InputError
+    from ..errors import InputError, require_seed
     from ..evaluation.plots import save
     from ..inference.scenes import find_scenes
     from ..inference.windows import Windows
@@ -48,6 +48,9 @@ def main(words: Sequence[str]) -> None:
     from ..models.hub import from_pretrained
     from ..output_paths import require_apart, require_folder
 
+    require_seed(args.seed)
+    if args.windows < 2:
+        raise InputError(f'--windows is {args.windows}; give at least 2, which can be compared.')
     pictures = {name: args.output / f'{name}.png' for name in args.figures or FIGURES}
     require_folder(args.output)
     require_apart(pictures.values(), (args.weights, *args.inputs))

@@ -80,6 +80,7 @@ def embed_image(weights: str, path: str, like: 'Embeddings') -> 'NDArray[np.floa
     """The mean embedding of the chips of an example, or of the cells of its map: of one kind."""
     import tempfile
 
+    from ..errors import InputError
     from ..evaluation.embeddings import open_embeddings, require_same_weights
     from ..evaluation.search import load
     from ..inference.embed import embed
@@ -88,7 +89,10 @@ def embed_image(weights: str, path: str, like: 'Embeddings') -> 'NDArray[np.floa
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / f'example{like.path.suffix}'
         embed(from_pretrained(weights), [path], output, say=lambda text: None)
-        example = replace(open_embeddings(output), path=Path(path))
-        require_same_weights(example, like)
-        mean: NDArray[np.float32] = load(replace(example, path=output))[0].mean(axis=0)
+        example = open_embeddings(output)
+        require_same_weights(replace(example, path=Path(path)), like)
+        try:
+            mean: NDArray[np.float32] = load(example)[0].mean(axis=0)
+        except InputError as error:
+            raise InputError(f'{path} holds no data to search with; take another.') from error
         return mean

@@ -24,10 +24,11 @@ def main(words: Sequence[str]) -> None:
     args = parser.parse_args(words)
     from ..errors import InputError
     from ..inference.embed import EmbedSettings, embed
+    from ..inference.projections import NODATA_CLASS
     from ..models.segmenter import load_segmenter
     from .devices import place
 
-    if args.output.suffix not in ('.tif', '.tiff', ''):
+    if args.output.suffix.lower() not in ('.tif', '.tiff', ''):
         raise InputError(f'{args.output} should end in .tif, or be a folder.')
     model = load_segmenter(args.head)
     classes = model.facts['mean'] is None
@@ -35,6 +36,11 @@ def main(words: Sequence[str]) -> None:
         raise InputError(f'{args.head} answers a quantity; leave out --probabilities.')
     known = model.facts.get('classes') or [''] * model.embed_dim
     likeliest = tuple(known) if classes and not args.probabilities else ()
+    if len(likeliest) > NODATA_CLASS:
+        raise InputError(
+            f'{args.head} tells {len(likeliest)} classes apart, and 8 bits hold {NODATA_CLASS}; '
+            f'add --probabilities.'
+        )
     names = [n or f'class {i}' for i, n in enumerate(known)] if args.probabilities else (
         [model.facts['target']])  # fmt: skip
     settings = EmbedSettings(
