@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gfm_jepa import tasks
 from gfm_jepa.data.benchmarks import Benchmark, load_benchmark
-from gfm_jepa.errors import told_in_one_sentence
+from gfm_jepa.errors import InputError, told_in_one_sentence
 from gfm_jepa.evaluation.baselines import ImageStatistics, RandomConvolutions, random_init
 from gfm_jepa.evaluation.features import Embed, EncoderFeatures, Features, extract_features
 from gfm_jepa.evaluation.probes import knn_probe, linear_probe
@@ -125,13 +125,20 @@ def train_theirs(method: str, minutes: float, root: str) -> tuple[Any, int, floa
 def train_or_find(
     method: str, minutes: float, seed: int, root: str, keep: Path
 ) -> tuple[Any, int, float]:
-    """Encoder, steps and a step's seconds of one of our methods, perhaps from an earlier call."""
+    """Encoder, steps and a step's seconds of one of our methods, perhaps from an earlier call.
+
+    Raises:
+        InputError: If that was with another config.
+    """
     checkpoint = keep / f'{method}_{minutes:g}_{seed}.ckpt'
     about = checkpoint.with_suffix('.json')
-    told = json.loads(about.read_text()) if about.is_file() else {}
-    if told.get('config') != config_of(method):  # nothing is there, or the config was another
-        shutil.rmtree(checkpoint.with_suffix(''), ignore_errors=True)
-        checkpoint.unlink(missing_ok=True)
+    if about.is_file():
+        told = json.loads(about.read_text())
+        if not isinstance(told, dict) or told['config'] != config_of(method):
+            raise InputError(
+                f'{checkpoint} is of another config than {method} has today; name another --keep.'
+            )
+    else:
         steps, seconds = affordable(method, time_ours(method, CALIBRATION_STEPS)[0], minutes)
         told = {'steps': steps, 'seconds': seconds, 'config': config_of(method)}
         keep.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ def chips_of(scenes: list[Scene], name: str) -> Chips:
     """Whole chips of one modality without missing values in bands that are there.
 
     Raises:
-        InputError: If a scene is of another modality, or there are fewer than two chips.
+        InputError: If a scene is of another modality, or there is no chip.
     """
     files, chips = OpenFiles(), []
     for scene in scenes:
@@ -53,10 +53,10 @@ def chips_of(scenes: list[Scene], name: str) -> Chips:
         if found:
             chips.append((torch.stack(found), scene.grid.gsd))
     files.close()
-    if count(chips) < 2:
+    if not chips:
         raise InputError(
-            f'{scenes[0].file.path} has {count(chips)} whole windows of {scenes[0].window} pixels '
-            f'without gaps; give a larger scene, or a smaller --window.'
+            f'{scenes[0].file.path} has no whole window of {scenes[0].window} pixels without gaps; '
+            f'give a larger scene, or a smaller --window.'
         )
     return chips
 
@@ -154,6 +154,11 @@ def main() -> None:
     name = scenes[0].layers[0].name
     chips, foreign = chips_of(scenes, name), chips_of(others, name)
     train, test = every_second(chips, 0), every_second(chips, 1)
+    if not count(test):
+        raise InputError(
+            f'No scene has two whole windows of {args.window} pixels; give a larger one, or a '
+            f'smaller --window.'
+        )
     bands = BandCorrelations(scenes[0].file.modality)
     with torch.inference_mode():
         known, deep, correlated = (

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -40,6 +41,7 @@ def _run(call: Callable[[], int], stdin: int, out: int) -> None:
     status = 1
     try:
         os.setsid()
+        signal.alarm(900)  # nobody waits for longer
         for stream, end in enumerate((stdin, out, out)):
             os.dup2(end, stream)
         sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, 'w')
@@ -47,9 +49,12 @@ def _run(call: Callable[[], int], stdin: int, out: int) -> None:
         logging.getLogger('lightning.pytorch').addHandler(logging.StreamHandler(sys.stdout))
         status = call()
     except SystemExit as end:
-        status = int(end.code or 0)
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        print('' if isinstance(end.code, int) else end.code)
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        os._exit(status)
+        try:
+            sys.stdout.flush()
+        finally:
+            os._exit(status)

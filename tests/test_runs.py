@@ -129,6 +129,11 @@ def test_last_is_the_end_of_the_run(config):
     path = 'runs/odd/version_0/checkpoints/last.ckpt'
     saved = torch.load(path, weights_only=True)
     assert (saved['global_step'], saved['epoch']) == (3, 0)
+    early = [*config('early', 'gfm_jepa.tasks.LeJEPA'), '--trainer.max_steps=1']
+    assert main(early) == 0
+    (only,) = Path('runs/early').rglob('*.ckpt')  # before the first that is due
+    saved = torch.load(only, weights_only=True)
+    assert only.name == 'last.ckpt' and (saved['global_step'], saved['epoch']) == (1, 0)
     # A longer run goes on within the epoch, which has 4 batches.
     assert main([*words, '--trainer.max_steps=5', '--ckpt_path=auto']) == 0
     logged = pd.read_csv('runs/odd/version_0/metrics.csv').dropna(subset='train_loss')
@@ -181,9 +186,8 @@ def launch(words: list[str]) -> None:
         os.environ |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port, 'LOCAL_RANK': str(rank)}
         return main(words)
 
-    for process in [Forked(partial(run, rank)) for rank in range(2)]:
-        printed, status = process.communicate()
-        assert status == 0, printed
+    ended = [p.communicate() for p in [Forked(partial(run, rank)) for rank in range(2)]]
+    assert [status for _, status in ended] == [0, 0], ended
 
 
 # What a batch norm takes away again has a gradient of 0, in float32 of noise alone.

@@ -106,7 +106,9 @@ class Plan:
             if protocol == 'finetune':
                 if method.finetuned:
                     assert self.finetuning is not None
-                    yield _result(protocol, 1.0, 0, self.finetuning.settings)
+                    # One name whatever features are asked for; what the head reads is a setting.
+                    name = {'features': 'embedding'}
+                    yield _result(protocol, 1.0, 0, self.finetuning.settings) | name
             elif protocol == 'few':
                 for share in self.shares:
                     for draw in range(self.draws):

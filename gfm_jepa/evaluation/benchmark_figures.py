@@ -55,7 +55,8 @@ def labelled(rows: Sequence[Row]) -> list[Row]:
             values.setdefault(group, set()).add(row[column])
         for i, group in enumerate(groups):
             if len(values[group]) > 1:
-                said = _unlike(rows[i][column], values[group])
+                said = rows[i][column]
+                said = _unlike(said, values[group]) if column == 'settings' else said
                 labels[i] += f', {WORDS.get(column, "{}").format(said)}'
     return [{**row, 'label': label} for row, label in zip(rows, labels, strict=True)]
 

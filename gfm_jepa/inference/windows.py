@@ -61,8 +61,8 @@ class Windows:
                 break
         if len(found) < 2:
             raise InputError(
-                f'{first.name} holds {len(found)} windows of {first.window} pixels with data of '
-                f'all modalities, where two are needed; take a smaller --window.'
+                f'{first.name} gave {len(found)} windows of {first.window} pixels with data of '
+                f'all modalities, where two are needed; take a smaller --window, or more --windows.'
             )
         return {**{n: torch.cat([b[n] for b in found]) for n in first.gsd}, 'gsd': first.gsd}
 

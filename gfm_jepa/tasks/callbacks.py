@@ -27,7 +27,8 @@ class CollapseGuard(Callback):
         min_rank: Lowest effective rank of the embeddings.
         min_projection_std: Lowest std of the projections, not normalised; SIGReg, VICReg and a
             batch norm at the end pull it to 1.
-        min_projection_rank: Lowest effective rank of the projections.
+        min_projection_rank: Lowest effective rank of the projections, which are judged where a
+            process has eight samples or more.
         checks: Checks in the mean; one comes with every logged step.
         warmup_steps: Optimizer steps before the first check.
     """

@@ -160,15 +160,19 @@ class SaveTheEnd(Callback):
         self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        """Save, unless that was saved; where nothing was yet, Lightning does."""
+        """Save, unless that was saved."""
+        step, self.step = self.step, trainer.global_step
         for callback in trainer.checkpoint_callbacks:
-            if (
-                isinstance(callback, ModelCheckpoint) and callback.save_last
-                and callback._last_checkpoint_saved
-                and trainer.global_step not in (self.step, callback._last_global_step_saved)
-            ):  # fmt: skip
-                trainer.save_checkpoint(callback.last_model_path)
-        self.step = trainer.global_step
+            if not isinstance(callback, ModelCheckpoint) or callback.save_last is not True:
+                continue
+            if trainer.global_step in (step, callback._last_global_step_saved):
+                continue
+            metrics = callback._monitor_candidates(trainer)
+            own = callback.last_model_path
+            path = own or callback.format_checkpoint_name(metrics, callback.CHECKPOINT_NAME_LAST)
+            if own or not callback.file_exists(path, trainer):  # else Lightning finds another name
+                trainer.save_checkpoint(path, callback.save_weights_only)
+                callback.last_model_path = callback._last_checkpoint_saved = path
 
 
 class DrawDashboard(Callback):

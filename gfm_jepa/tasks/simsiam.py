@@ -67,7 +67,9 @@ class SimSiam(ViewTask):
         self.predictor = projector([width, self.bottleneck_dim, width])
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """As ever, and the predictor's apart."""
+        """As ever, and the predictor's apart, if it has a rate of its own."""
+        if self.predictor_rate == 1:
+            return super().parameter_groups()
         faster = {id(p) for p in self.predictor.parameters()}
         rates = {False: 1.0, True: self.predictor_rate}
         return [

@@ -49,8 +49,8 @@ def main(words: Sequence[str]) -> None:
     from ..output_paths import require_apart, require_folder
 
     require_seed(args.seed)
-    if args.windows < 2:
-        raise InputError(f'--windows is {args.windows}; give at least 2, which can be compared.')
+    if args.windows < 1:
+        raise InputError(f'--windows is {args.windows}; give at least 1.')
     pictures = {name: args.output / f'{name}.png' for name in args.figures or FIGURES}
     require_folder(args.output)
     require_apart(pictures.values(), (args.weights, *args.inputs))
