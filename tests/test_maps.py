@@ -148,7 +148,6 @@ def test_what_would_not_count_is_refused_before_there_is_work(halves, write_rast
         (['cluster', 'map.tif', '-o', 'a.tif', '--seed', str(2**32)], 'from 0 to 4294967295'),
         ([*look, '--figures', 'masks', '--seed', str(2**70)], 'from 0 to 4294967295'),
         ([*look, '--figures', 'masks', '--windows', '0'], '--windows is 0; give at least 1'),
-        ([*look, '--figures', 'resolution', '--windows', '1'], 'or more --windows'),
         ([*predictor, '--train', 'map.tif'], 'leave out --train and --neighbours'),
         ([*predictor, '--neighbours', '5'], 'leave out --train and --neighbours'),
         (['change', 'map.tif', 'map.tif', '-o', 'a.tif', '--bands', 'B02'], 'or give --weights'),
