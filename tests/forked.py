@@ -1,4 +1,8 @@
-"""A process that starts at once: a fork of the test's, which has imported everything."""
+"""A process that starts at once: a fork of the test's, which has imported everything.
+
+Not for what writes rasters: threads that GDAL has started in the test are not there in the fork,
+and it would wait for them.
+"""
 
 import logging
 import os

@@ -1,13 +1,12 @@
 """The scripts of examples/ run as they stand, and the notebooks are the scripts."""
 
 import os
-import runpy
-import warnings
+import subprocess
+import sys
 from pathlib import Path
 
 import jupytext
 import pytest
-from forked import Forked
 
 EXAMPLES = Path(__file__).parent.parent / 'examples'
 SCRIPTS = sorted(EXAMPLES.glob('*.py'))
@@ -16,15 +15,11 @@ SCRIPTS = sorted(EXAMPLES.glob('*.py'))
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda p: p.stem)
 def test_the_script_runs(script, tmp_path):
     (tmp_path / 'configs').symlink_to(EXAMPLES.parent / 'configs')
-
-    def run():
-        os.environ |= {'STEPS': '2', 'MPLBACKEND': 'Agg'}
-        warnings.resetwarnings()
-        runpy.run_path(str(script), run_name='__main__')
-        return 0
-
-    printed, status = Forked(run).communicate()
-    assert status == 0, printed[-2000:]
+    environment = {**os.environ, 'STEPS': '2', 'MPLBACKEND': 'Agg'}
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
     assert any(p.is_file() for p in (tmp_path / 'example').rglob('*'))
 
 
