@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.benchmarks import Benchmark
 from ..data.few_labels import stratified
 from ..data.identity import parts_of, split_hash
-from ..errors import InputError
+from ..errors import InputError, require_seed
 from ..modalities import MODALITIES
 from ..models import BaseEncoder
 from .classifiers import ProbeResult, knn_probe, linear_probe
@@ -95,8 +95,7 @@ class Plan:
         for name, least in (('draws', 1), ('batch_size', 1), ('num_workers', 0)):
             if (number := getattr(self, name)) < least:
                 raise InputError(f'{name} is {number}; give at least {least}.')
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f'The seed is {self.seed}; give one from 0 to {2**32 - 1}.')
+        require_seed(self.seed)
         if 'finetune' in self.protocols and self.finetuning is None:
             raise InputError('The protocol finetune needs to be told how.')
 
