@@ -19,6 +19,7 @@ import numpy as np
 import rasterio
 import torch
 from matplotlib.figure import Figure
+from rasterio.enums import MaskFlags
 from rasterio.windows import Window
 
 from gfm_jepa.data.sidecars import Facts, facts_of
@@ -51,6 +52,9 @@ def cut(scene: Path, target: Path, window: Window) -> None:
             written.write(source.read(window=window))
             written.descriptions = source.descriptions
             written.scales, written.offsets = source.scales, source.offsets
+            written.colorinterp = source.colorinterp  # which says what is alpha
+            if source.mask_flag_enums[0] == [MaskFlags.per_dataset]:
+                written.write_mask(source.dataset_mask(window=window))
 
 
 def features(path: Path) -> torch.Tensor:

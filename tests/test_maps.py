@@ -305,6 +305,21 @@ def test_change_is_where_something_has_changed(halves, write_raster, capfd):
     assert 'two .tif' in capfd.readouterr().err
 
 
+def test_change_refuses_before_it_writes(halves, tmp_path, capfd):
+    folder = tmp_path / 'change'
+    folder.mkdir()
+    same, output = str(halves / 'map.tif'), folder / 'change.tif'
+    output.write_bytes(b'of before')
+    for words, told in (
+        (['--mask', str(folder / 'changed.tif'), '--score', 'difference'], 'all alike'),
+        (['--score', 'cosine'], 'give --mask'),
+    ):
+        assert main(['change', same, same, '-o', str(output), *words]) == 2
+        assert told in capfd.readouterr().err
+        assert [p.name for p in folder.iterdir()] == ['change.tif']
+        assert output.read_bytes() == b'of before'
+
+
 def test_pixels_of_two_scenes_are_compared_without_light_and_units(tmp_path, write_raster, capfd):
     torch.manual_seed(0)
     encoder = Encoder([sensor('optical', 3)], 8, 16, 1, 2, stem='conv').eval()

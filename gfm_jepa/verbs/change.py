@@ -52,6 +52,11 @@ def main(words: Sequence[str]) -> None:
     from ..evaluation.plots import save
     from ..output_paths import picture_beside
 
+    if args.score and (args.weights or not args.mask):
+        raise InputError(
+            '--score says which score --mask is made of, of maps; give --mask and no --weights, or '
+            'leave it out.'
+        )
     if not args.weights and (args.modality or args.bands):
         raise InputError(
             '--modality and --bands say what scenes hold; leave them out to compare maps, or give '
@@ -77,11 +82,13 @@ def main(words: Sequence[str]) -> None:
         marks = read_on(before, args.labels, Resampling.mode)
         labels = np.where(np.isfinite(marks) & (marks >= 0), marks > 0, -1)
         result = {name: ranking(values, labels) for name, values in scores.items()}
-    before.write(args.output, scores)
-    if args.mask:
+    changed = None
+    if args.mask:  # before anything is written: scores may be all alike
         chosen = scores['pixels' if args.weights else args.score or 'standardised']
         changed = (chosen > otsu(chosen)).astype(np.uint8)
         changed[np.isnan(chosen)] = 255
+    before.write(args.output, scores)
+    if changed is not None:
         before.write(args.mask, {'changed': changed})
     title = f'{args.before.stem} to {args.after.stem}'
     save(score_maps(before, scores, title, _LABELS), picture)
