@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from gfm_jepa.data.benchmarks import load_benchmark
-from gfm_jepa.data.eurosat import EuroSATRGB
+from gfm_jepa.data.eurosat import EuroSATRGB, decode_rgb
 from gfm_jepa.errors import InputError
 from gfm_jepa.modalities import MODALITIES
 
@@ -263,3 +263,12 @@ def test_unknown_names_and_folders(tmp_path):
         load_benchmark('ucmerced', tmp_path / 'no')
     with pytest.raises(InputError, match=r'ucmerced lacks UCMerced_LandUse.*https://'):
         load_benchmark('ucmerced', tmp_path)
+
+
+def test_an_image_too_large_to_decode_is_one_sentence(tmp_path, monkeypatch):
+    from PIL import Image
+
+    Image.new('RGB', (64, 64)).save(tmp_path / 'a.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    with pytest.raises(InputError, match=r'a\.png is too large'):
+        decode_rgb(tmp_path / 'a.png')

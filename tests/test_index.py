@@ -98,7 +98,7 @@ def test_filters(archive, tmp_path):
     (tmp_path / 'a.geojson').write_text(shapely.to_geojson(area))
     assert left(area=str(tmp_path / 'a.geojson')) == ['place1']
     with pytest.raises(InputError, match='no chip passes the filters'):
-        left(min_valid=1.01)
+        left(start='2031-01-01')
     with pytest.raises(InputError, match='is not GeoJSON'):
         left(area=str(archive / 'broken/s2.tif'))
 

@@ -6,7 +6,8 @@ import yaml
 
 from gfm_jepa import InputError, from_pretrained
 from gfm_jepa.cli import main
-from gfm_jepa.data import JoinedDataModule, RastersDataModule
+from gfm_jepa.data import BenchmarkDataModule, JoinedDataModule, RastersDataModule
+from gfm_jepa.data.benchmarks import Benchmark
 
 OPTICAL = {'name': 'optical', 'bands': ['B1', 'B2'], 'gsd': 10.0, 'unit': 'DN',
            'mean': [1750.0] * 2, 'std': [720.0] * 2}  # fmt: skip
@@ -71,3 +72,22 @@ def test_what_does_not_fit_together_is_refused(archives):
         JoinedDataModule([part('a', OPTICAL), part('b', {**OPTICAL, 'std': [1.0, 1.0]})])
     with pytest.raises(InputError, match='2 parts and the repeats'):
         JoinedDataModule([part('a', OPTICAL), part('b', RELIEF)], repeats=[1])
+
+
+def test_samples_keep_what_their_part_knows(archives):
+    samples = [{'rgb': torch.rand(3, 48, 48), 'label': torch.tensor(i % 2)} for i in range(4)]
+    known = Benchmark('fine', 'made up', 'rgb', 0.3, samples, samples, samples, ('a', 'b'))
+    parts = [BenchmarkDataModule(known, batch_size=2), part(archives / 'b', RELIEF)]
+    joined = JoinedDataModule(parts, batch_size=2)
+    joined.setup('fit')
+    data = joined.train_dataset
+    assert data[0]['gsd'] == {'rgb': 0.3} and data[4]['gsd'] == {'relief': 10.0}
+    assert data.files(3) == ['sample 3'] and data.files(5) == [str(archives / 'b/p/relief.tif')]
+    assert all('gsd' in batch for batch in joined.train_dataloader())
+    assert all(d[1]['gsd'] == {'rgb': 0.3} for d in joined.probe_datasets())
+
+
+def test_a_part_draws_no_number_of_its_own(archives):
+    some = RastersDataModule([str(archives / 'a')], [OPTICAL], samples_per_epoch=3)
+    with pytest.raises(InputError, match='leave it out, and see repeats'):
+        JoinedDataModule([some])

@@ -267,7 +267,7 @@ def test_values_that_make_nothing_are_refused(refused, line, sentence):
 
 def test_an_index_may_be_split_by_its_columns(scene):
     (scene / 'optical.yaml').write_text(yaml.safe_dump(OPTICAL.to_dict()))
-    words = 'index in -o i.parquet --modalities optical.yaml --chip-size 32 --split folder'
+    words = 'index in -o i.parquet --modalities optical.yaml --chip-size 32 --split window_row'
     assert run(words) == 0
     columns = set(geopandas.read_parquet(scene / 'i.parquet').columns)
     assert set(SPLIT_BY) == columns - {'geometry', 'source', 'split'} | {'blocks', 'longitude'}

@@ -200,6 +200,19 @@ def make_places(root, write_raster):
     return root
 
 
+def test_classes_may_reach_beyond_the_images(tmp_path, write_raster):
+    root = make_places(tmp_path / 'data', write_raster)
+    before = [len(getattr(load_benchmark('rasterfolder', root), part)) for part in PARTS]
+    for at, part in enumerate(PARTS):
+        classes = np.ones((1, 192, 192))
+        classes[:, 84:104] = 0
+        write_raster(root / part / 'place/LULC.tif', values=classes,
+                     origin=(500000.0 + 5000 * at - 640, 5e6 + 640))  # fmt: skip
+    found = load_benchmark('rasterfolder', root)
+    assert [len(getattr(found, part)) for part in PARTS] == before
+    assert set(found.train[0]) >= {'s2_l2a', 'mask'}
+
+
 def test_any_rasters_with_labels(tmp_path, write_raster, capfd):
     torch.manual_seed(7)
     encoder = Encoder(['s2_l2a'], patch_size=8, embed_dim=16, depth=1, num_heads=2)

@@ -201,6 +201,23 @@ def test_an_epoch_that_is_cut_short_is_over():
     assert epochs == expected and loader.order.epoch == 2
 
 
+@pytest.mark.parametrize('limit', [3, 0.75])
+def test_a_run_resumed_at_the_end_of_a_cut_epoch_begins_the_next(limit):
+    def loader(seed=5):
+        order = GroupBatchSampler([range(8)], 2, seed=seed)
+        return ResumableLoader(range(8), order, limit=limit)
+
+    def epoch(of):
+        batches = iter(of)
+        return [next(batches).tolist() for _ in range(3)]
+
+    whole = loader()
+    first, state, second = epoch(whole), whole.state_dict(), epoch(whole)
+    resumed = loader(seed=0)  # of a call that says no seed
+    resumed.load_state_dict(state)
+    assert epoch(resumed) == second != first
+
+
 def test_chips_that_are_alone_of_their_kind_are_left_out_where_samples_are_compared(
     tmp_path, write_raster, caplog
 ):

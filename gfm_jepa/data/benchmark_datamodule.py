@@ -60,11 +60,11 @@ class BenchmarkDataModule(PretrainDataModule):
         """Names by label."""
         return list(self.benchmark.classes)
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Tell the encoder how many metres a pixel covers, where the benchmark says so."""
-        if isinstance(batch, Mapping) and self.benchmark.gsd is not None and 'gsd' not in batch:
-            return {**batch, 'gsd': {self.benchmark.modality: self.benchmark.gsd}}
-        return batch
+    @property
+    def gsd(self) -> Mapping[str, float]:
+        """As the benchmark says, if it does."""
+        known = self.benchmark.gsd
+        return {} if known is None else {self.benchmark.modality: known}
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches ``{modality: (B, C, H, W), 'label': (B,)}`` in raw units."""

@@ -90,7 +90,7 @@ def _require_one_size(files: Sequence[Path]) -> None:
         try:
             with Image.open(path) as image:
                 size = image.size
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise InputError(f'{path} is a broken image ({error}); replace it.') from error
         first = first or size
         if size != first:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..errors import InputError
 from ..modalities import Modality
 from .index import write_whole
+from .raster_files import RasterFile
 from .rasters import Rasters
 
 MAX_OPEN = 256  # shards that a process keeps open
@@ -223,8 +224,11 @@ def _describe(rasters: Rasters) -> dict[str, Any]:
 def _inputs(rasters: Rasters) -> str:
     """Digest of all that the chips are cut from, and where."""
     digest = hashlib.sha256()
+    states: dict[RasterFile, list[Any]] = {}  # looking through a store takes time
     for place in rasters.places:
-        files = [f.state() for layer in place.layers for f in layer.files]
+        of_place = [f for layer in place.layers for f in layer.files]
+        states |= {f: f.state() for f in of_place if f not in states}
+        files = [states[f] for f in of_place]
         digest.update(json.dumps(files, default=str).encode())
         digest.update(np.ascontiguousarray(place.corners).tobytes())
     return digest.hexdigest()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import date
 from functools import lru_cache, partial
 from itertools import batched
 from pathlib import Path
@@ -78,16 +79,16 @@ class ChipFilter:
     """Which chips to take.
 
     Args:
-        min_valid: Lowest share of pixels that hold data.
-        max_cloud: Highest share of pixels under cloud; chips without a mask stay.
-        start: First day, such as ``2019-06-01``; chips of unknown time then go.
+        min_valid: Lowest share of pixels that hold data, 0..1.
+        max_cloud: Highest share of pixels under cloud, 0..1; chips without a mask stay.
+        start: First day, such as ``2019-06-01`` or ``20190601``; chips of unknown time then go.
         end: Last day, inclusive.
         area: GeoJSON file of the area of interest, longitude and latitude; chips that touch it
             stay.
         split: Name of the split, if the index has some.
 
     Raises:
-        InputError: If the area cannot be read.
+        InputError: If a share is none, or a day, or the last day is before the first.
     """
 
     min_valid: float = 0.25
@@ -96,6 +97,21 @@ class ChipFilter:
     end: str | None = None
     area: str | None = None
     split: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is none, and bring days into the form in which they compare as text."""
+        for name in ('min_valid', 'max_cloud'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f'{name} is {getattr(self, name)}; give a share from 0 to 1.')
+        for name in ('start', 'end'):
+            if (day := getattr(self, name)) is None:
+                continue
+            try:
+                object.__setattr__(self, name, date.fromisoformat(str(day)).isoformat())
+            except ValueError as error:
+                raise InputError(f'{name} is {day}; give a day, such as 2019-06-01.') from error
+        if self.start and self.end and self.start > self.end:
+            raise InputError(f'start {self.start} is after end {self.end}; swap them.')
 
     def mask(self, chips: FileChips, as_partner: bool = False) -> NDArray[np.bool_]:
         """Which chips of a file pass: (n,) boolean.
@@ -296,8 +312,12 @@ def cloud_masks(found: Sequence[Found]) -> dict[str, list[Found]]:
 def _cloud_shares(
     file: RasterFile, corners: NDArray[np.int32], size: int, masks: Sequence[Found]
 ) -> NDArray[np.float32]:
-    """Share of each chip under cloud, by the mask in its folder whose time is not another."""
-    unknown = np.full(len(corners), np.nan, dtype=np.float32)
+    """Share of each chip under cloud, by the masks in its folder whose time is not another.
+
+    By the one that shows most of it: a folder may hold tiles that overlap, and a mask of each.
+    """
+    share = np.full(len(corners), np.nan, dtype=np.float32)
+    most = np.zeros(len(corners), dtype=np.float32)
     for found in masks:
         try:
             candidates = [m for m in recognise(found, [CLOUD_MASK]) if isinstance(m, RasterFile)]
@@ -315,8 +335,9 @@ def _cloud_shares(
             finally:
                 source.close()
             there = np.isfinite(clouds)
-            if there.any():
-                seen = _shares(there, corners, size, height, width)
-                cloudy = _shares(there & (clouds > 0), corners, size, height, width)
-                return np.where(seen > 0, cloudy / np.maximum(seen, 1e-6), np.nan).astype('f4')
-    return unknown
+            seen = _shares(there, corners, size, height, width)
+            cloudy = _shares(there & (clouds > 0), corners, size, height, width)
+            better = seen > most
+            share[better] = cloudy[better] / np.maximum(seen[better], 1e-6)
+            most = np.maximum(most, seen)
+    return share

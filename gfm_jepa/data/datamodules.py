@@ -1,7 +1,7 @@
 """Data modules: what `gfm-jepa fit` takes under ``data:``."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,17 @@ class PretrainDataModule(LightningDataModule):
         """Names by label, for tasks that learn from labels; none without labels."""
         return []
 
+    @property
+    def gsd(self) -> Mapping[str, float]:
+        """Metres that a pixel covers, by modality, where samples do not say it themselves."""
+        return {}
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Tell the encoder how many metres a pixel covers, where that is known."""
+        if isinstance(batch, Mapping) and self.gsd and 'gsd' not in batch:
+            return {**batch, 'gsd': dict(self.gsd)}
+        return batch
+
     train_dataset: Any  # a dataset, once `setup` has run for ``fit``
     needs: str | None = None  # a modality without which a sample is of no use to the task
     smallest_group = 1  # samples that may share a batch, of which the task needs as many
@@ -94,7 +105,8 @@ class PretrainDataModule(LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
-        return ResumableLoader(dataset, sampler, self.num_workers, collate_fn)
+        limit = trainer.limit_train_batches if trainer else 1.0
+        return ResumableLoader(dataset, sampler, self.num_workers, collate_fn, limit)
 
 
 class EuroSATRGBDataModule(PretrainDataModule):
@@ -168,16 +180,22 @@ class RastersDataModule(PretrainDataModule):
         paths: Files, folders and URLs (``name=path`` says which modality is there), one index
             (``gfm-jepa index``), or one cache (``gfm-jepa cache``).
         modalities: Which to read, the candidates for a place's anchor first.
-        val_paths: Other places, for validation; by default the ``val`` split of an index.
+        val_paths: Other places, for validation; by default the ``val`` split of an index. An index
+            with splits trains on its ``train`` all the same.
         chip_size: Side of a chip, pixels of the anchor; an index or a cache has its own.
         stride: Anchor pixels from one training chip to the next; a quarter chip by default.
         patch_size: Of the encoder, pixels; chips of other gsd are multiples of it wide.
         num_dates: Dates of a place that a sample holds; 1 makes each a sample, 0 takes all.
-        keep: Which chips to take.
+        keep: Which chips to take. A split other than ``train`` is what is validated, tested or
+            predicted.
         samples_per_epoch: Chips drawn for one epoch; all by default.
         batch_size: Samples of a batch on one rank.
         num_workers: Processes that read.
         strict: Refuse broken files, where by default they are named and left out.
+
+    Raises:
+        InputError: From `setup`, if there is no usable chip, nothing to validate on, a held-out
+            split to train on, or something to keep of a cache, which takes all of its chips.
     """
 
     def __init__(
@@ -198,7 +216,7 @@ class RastersDataModule(PretrainDataModule):
         super().__init__(modalities, batch_size, num_workers)
         self.paths, self.val_paths = list(paths), list(val_paths)
         self.chip_size, self.patch_size, self.num_dates = chip_size, patch_size, num_dates
-        self.stride = stride or max(chip_size // 4, 1)
+        self.stride = max(chip_size // 4, 1) if stride is None else stride
         self.keep, self.strict = keep, strict
         self.samples_per_epoch = samples_per_epoch
         self.train_dataset: Chips
@@ -208,16 +226,21 @@ class RastersDataModule(PretrainDataModule):
     def setup(self, stage: str) -> None:
         """Scan the folders, or read the index, and print what feeds what."""
         splits = self._splits()
+        chosen = None if self.keep.split == 'train' else self.keep.split
+        if stage == 'fit' and chosen:
+            raise InputError(
+                f'keep.split is {chosen}, which is held out; leave it out, and fit takes train.'
+            )
         if stage == 'fit' and not hasattr(self, 'train_dataset'):
-            split = 'train' if 'train' in splits else None
+            split = 'train' if splits else self.keep.split
             self.train_dataset = self._open(self.paths, self.stride, split)
-        if stage == 'test' and 'test' in splits:
+        if stage == 'test' and (chosen or 'test' in splits):
             if not hasattr(self, 'test_dataset'):
-                self.test_dataset = self._open(self.paths, self.chip_size, 'test')
+                self.test_dataset = self._open(self.paths, self.chip_size, chosen or 'test')
             return
-        if self.val_paths or 'val' in splits:
+        if self.val_paths or chosen or 'val' in splits:
             if not hasattr(self, 'val_dataset'):
-                split = None if self.val_paths else 'val'
+                split = None if self.val_paths else chosen or 'val'
                 self.val_dataset = self._open(self.val_paths or self.paths, self.chip_size, split)
         elif stage != 'fit':
             raise InputError('There is nothing to validate on; set data.val_paths to other places.')
@@ -245,8 +268,8 @@ class RastersDataModule(PretrainDataModule):
         return self.val_dataloader()
 
     def _splits(self) -> set[str]:
-        """Of the index, if there is one and no other places are given."""
-        if self.val_paths or [Path(p).suffix for p in self.paths] != ['.parquet']:
+        """Of the index, if there is one."""
+        if [Path(p).suffix for p in self.paths] != ['.parquet']:
             return set()
         return splits_of(Path(self.paths[0]))
 
@@ -260,11 +283,16 @@ class RastersDataModule(PretrainDataModule):
         """Rasters, an index, or a cache; said in a table."""
         dataset: Chips
         if len(paths) == 1 and is_cache(Path(paths[0])):
+            if self.keep != ChipFilter() or self.num_dates != 1:
+                raise InputError(
+                    f'{paths[0]} is a cache, of which all chips are taken as they are; say what to '
+                    f'keep and how many dates when it is written, or name the rasters.'
+                )
             dataset = CachedChips(paths[0], self.modalities)
         else:
             dataset = Rasters(
                 paths, self.modalities, self.chip_size, stride, self.patch_size, self.num_dates,
-                replace(self.keep, split=self.keep.split or split), self.strict,
+                replace(self.keep, split=split), self.strict,
             )  # fmt: skip
         rank_zero_info(dataset.report())
         return dataset

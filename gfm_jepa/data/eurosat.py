@@ -158,6 +158,10 @@ def decode_rgb(path: Path) -> NDArray[np.uint8]:
             if image.mode.startswith(('I', 'F')):
                 raise InputError(f'{path} has pixel type {image.mode}; expected 8 bits a band.')
             return np.array(image.convert('RGB'))
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f'{path} is too large for an image that is decoded whole ({error}); cut it into tiles.'
+        ) from error
     except (OSError, SyntaxError) as error:
         raise InputError(f'{path} is a broken image ({error}); replace it or unlist it.') from error
 

@@ -38,6 +38,11 @@ class Grid:
         right, bottom = self.transform @ (self.width, self.height)
         return self.transform.c, bottom, right, self.transform.f
 
+    def moved(self, row: int, col: int) -> 'Grid':
+        """The part that begins at a row and column."""
+        start = self.transform @ Affine.translation(col, row)
+        return Grid(self.crs, start, self.width - col, self.height - row)
+
     def zoomed(self, factor: float) -> 'Grid':
         """The same ground with pixels `factor` times as wide."""
         return Grid(

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..modalities import CLOUD_MASK, LABELS, MODALITIES, Modality, resolve
-from .chips import ChipFilter, FileChips, LeftOut, cloud_masks, polygons, scan
+from .chips import ChipFilter, FileChips, LeftOut, cloud_masks, polygons, read_area, scan
 from .finding import Found, find_rasters
+from .raster_files import state_of
 from .recognition import UNRECOGNISED
 from .sidecars import Facts, sidecars
 from .splits import SplitRule, assign_splits
@@ -68,7 +69,7 @@ def write_index(paths: Sequence[str], output: Path, settings: IndexSettings) -> 
     Raises:
         InputError: If there is no raster, or nothing is left after the filters.
     """
-    if settings.chip_size < 1 or (settings.stride or 1) < 1:
+    if settings.chip_size < 1 or (settings.stride is not None and settings.stride < 1):
         raise InputError(
             f'chip_size is {settings.chip_size} and stride {settings.stride}; give 1 or more.'
         )
@@ -106,7 +107,8 @@ def read_index(path: Path, modalities: Sequence[Modality]) -> tuple[list[FileChi
     from .raster_files import RasterFile
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        # The same few descriptions of files, again in each row: once, and numbers.
+        table = pyarrow.parquet.read_table(path, read_dictionary=['source'])
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise _no_index(path, error) from error
     meta = json.loads((table.schema.metadata or {}).get(_KEY, b'null'))
@@ -117,16 +119,17 @@ def read_index(path: Path, modalities: Sequence[Modality]) -> tuple[list[FileChi
 
     ring = get_coordinates(from_wkb(np.asarray(table['geometry']))).reshape(-1, 5, 2)[:, :4]
     columns = {k: table[k].to_numpy(zero_copy_only=False) for k in
-               ('source', 'modality', 'window_row', 'window_col', 'valid_share', 'cloud_share',
+               ('modality', 'window_row', 'window_col', 'valid_share', 'cloud_share',
                 'split', 'file_valid_share')}  # fmt: skip
-    _, first, which = np.unique(columns['source'], return_index=True, return_inverse=True)
+    sources = table['source'].unify_dictionaries().combine_chunks()
+    _, first, which = np.unique(sources.indices.to_numpy(), return_index=True, return_inverse=True)
     chips = []
     for number in np.argsort(first):  # in the order of the table
         rows = np.flatnonzero(which == number)
         name = columns['modality'][rows[0]]
         if name not in known:
             continue
-        file = RasterFile.from_dict(json.loads(columns['source'][rows[0]]), known[name])
+        file = RasterFile.from_dict(json.loads(sources[int(rows[0])].as_py()), known[name])
         corners = np.stack([columns['window_row'][rows], columns['window_col'][rows]], axis=1)
         chips.append(
             FileChips(
@@ -287,15 +290,17 @@ def make_folder(path: Path) -> None:
 
 def _fingerprint(found: Sequence[Found], settings: IndexSettings) -> str:
     """What an index is made of: files with size and time of change, and settings."""
-    made_by = {'settings': asdict(settings), 'format': _FORMAT, 'files': FILES_PER_PART}
+    area = settings.keep.area and read_area(Path(settings.keep.area)).wkt
+    made_by = {
+        'settings': asdict(settings), 'area': area, 'format': _FORMAT, 'files': FILES_PER_PART,
+    }  # fmt: skip
     content = json.dumps(made_by, sort_keys=True, default=str)
     digest = hashlib.sha256(content.encode())
     folders: set[Path] = set()
     for f in found:
         for path in [p for _, p in f.parts] or [f.path]:
             local = Path(path)
-            stat = local.stat() if local.exists() else None
-            line = f'{path} {f.stated} {stat and (stat.st_size, stat.st_mtime_ns)}\n'
+            line = f'{path} {f.stated} {state_of(local)}\n'
             digest.update(line.encode('utf-8', 'surrogateescape'))
             folders.add(local.parent)
     for sidecar in sorted(s for folder in folders for s in sidecars(folder)):

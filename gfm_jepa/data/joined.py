@@ -1,9 +1,12 @@
 """Several data modules as one: what a model of many sensors is pretrained on."""
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from ..errors import InputError
 from ..modalities import Modality
@@ -18,13 +21,13 @@ class JoinedDataModule(PretrainDataModule):
     Args:
         parts: Data modules; their own batch size and processes do not matter.
         repeats: How often a part is seen in an epoch, by part; once by default. Small archives
-            beside large ones want more.
+            beside large ones want more. A part's own ``samples_per_epoch`` is refused.
         batch_size: Samples of a batch on one rank.
         num_workers: Processes that read.
 
     Raises:
-        InputError: If there are no parts, repeats do not fit them, or two parts disagree about a
-            modality.
+        InputError: If there are no parts, repeats do not fit them, a part draws a number of samples
+            of its own, or two parts disagree about a modality.
     """
 
     def __init__(
@@ -40,6 +43,11 @@ class JoinedDataModule(PretrainDataModule):
                 f'There are {len(parts)} parts and the repeats {repeats}; give at least one part, '
                 f'and a number of at least 1 for each.'
             )
+        if any(getattr(part, 'samples_per_epoch', None) for part in parts):
+            raise InputError(
+                'A part has samples_per_epoch, but an epoch takes all samples of each part; leave '
+                'it out, and see repeats.'
+            )
         known: dict[str, Modality] = {}
         for modality in (m for part in parts for m in part.modalities):
             if known.setdefault(modality.name, modality) != modality:
@@ -49,14 +57,14 @@ class JoinedDataModule(PretrainDataModule):
                 )
         super().__init__([m.to_dict() for m in known.values()], batch_size, num_workers)
         self.parts, self.repeats = parts, repeats
-        self.train_dataset: ConcatDataset[Any]
+        self.train_dataset: _Joined
 
     def setup(self, stage: str) -> None:
         """Set all parts up."""
         for part in self.parts:
             part.setup(stage)
         if stage == 'fit':
-            self.train_dataset = ConcatDataset([part.train_dataset for part in self.parts])
+            self.train_dataset = _Joined([_Told(p.train_dataset, p) for p in self.parts])
 
     def train_groups(self) -> list[Sequence[int]]:
         """Groups of the parts, as often as they are repeated, numbered through."""
@@ -80,5 +88,44 @@ class JoinedDataModule(PretrainDataModule):
     @property
     def probe_datasets(self) -> Any:
         """Of the first part that has labels; None if none has."""
-        found = (getattr(part, 'probe_datasets', None) for part in self.parts)
-        return next((f for f in found if f is not None), None)
+        for part in self.parts:
+            if (found := getattr(part, 'probe_datasets', None)) is not None:
+                return partial(_told, found, part)
+        return None
+
+
+def _told(datasets: Callable[[], Sequence[Any]], part: PretrainDataModule) -> tuple['_Told', ...]:
+    return tuple(_Told(dataset, part) for dataset in datasets())
+
+
+class _Told(Dataset[dict[str, Any]]):
+    """Samples of a part, with what the part alone knows of them: metres per pixel."""
+
+    def __init__(self, dataset: Any, part: PretrainDataModule) -> None:
+        self.dataset, self.gsd = dataset, dict(part.gsd)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """A sample, and its ``gsd`` by modality."""
+        sample: dict[str, Any] = self.dataset[index]
+        return {**sample, 'gsd': self.gsd} if self.gsd and 'gsd' not in sample else sample
+
+    def files(self, index: int) -> list[str]:
+        """What it was read from, or its number in its part."""
+        files = getattr(self.dataset, 'files', [f'sample {index}'] * len(self))
+        found = files(index) if callable(files) else files[index]
+        return [str(found)] if isinstance(found, str | Path) else list(found)
+
+
+class _Joined(ConcatDataset[Any]):
+    """The training samples of all parts, one part after another."""
+
+    def files(self, index: int) -> list[str]:
+        """What a sample was read from."""
+        at = bisect_right(self.cumulative_sizes, index)
+        part: Any = self.datasets[at]
+        found: list[str] = part.files(index - (self.cumulative_sizes[at - 1] if at else 0))
+        return found

@@ -116,7 +116,9 @@ class RasterPixels(Dataset[dict[str, Any]]):
 
     def __init__(self, folder: Path) -> None:
         self.chips = Rasters([folder], (*MODALITIES.values(), LULC), chip_size=64)
-        chosen = [i for i in range(len(self.chips)) if self._names(i)[-1:] == [LULC.name]]
+        # Where classes reach beyond the images, they are chips of their own, of no image.
+        named = ((i, self._names(i)) for i in range(len(self.chips)))
+        chosen = [i for i, names in named if len(names) > 1 and names[-1] == LULC.name]
         signatures = {tuple(self._names(i)) for i in chosen}
         if len(signatures) != 1:
             found = ' and '.join(sorted(' '.join(s) for s in signatures)) or 'no lulc'

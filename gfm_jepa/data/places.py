@@ -1,7 +1,7 @@
 """Places: chips of an anchor raster, and the rasters of other modalities on the same ground."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -23,7 +23,8 @@ class Layer:
     Attributes:
         files: Where it is read from: one, or one per date.
         grids: That each is warped to, or None if its own fits.
-        shifts: Column and row of the anchor's corner in each file's grid.
+        shifts: Column and row of the anchor's corner in each file's grid; parts of a pixel where
+            chips begin between the pixels of its zoomed grid.
         size: Pixels of a chip's side.
         step: Anchor pixels that one pixel of this layer covers.
         gsd: Metres per pixel as it is delivered.
@@ -32,7 +33,7 @@ class Layer:
 
     files: tuple[RasterFile, ...]
     grids: tuple[Grid | None, ...]
-    shifts: tuple[tuple[int, int], ...]
+    shifts: tuple[tuple[float, float], ...]
     size: int
     step: float
     gsd: float
@@ -47,7 +48,7 @@ class Layer:
         """The window of one of its files for the chip that starts at an anchor pixel."""
         left, top = self.shifts[number]
         return Window(
-            round(col / self.step) + left, round(row / self.step) + top, self.size, self.size
+            round(col / self.step + left), round(row / self.step + top), self.size, self.size
         )
 
 
@@ -105,7 +106,7 @@ def join(
     near: list[list[int]] = [[] for _ in files]
     for i, j in zip(*tree.query(tree.geometries, predicate='intersects'), strict=True):
         near[i].append(int(j))
-    places = []
+    places: list[Place] = []
     for i, anchor in enumerate(files):
         rank = order.index(anchor.file.modality.name)
         earlier = [j for j in near[i] if order.index(files[j].file.modality.name) < rank]
@@ -135,7 +136,7 @@ def join(
             some = own.take((choices == chosen).all(axis=1))
             per_modality = chosen.reshape(-1, len(dates))
             layers = [[files[j].file for j in js] for js in per_modality if js[0] >= 0]
-            places.append(_place(some, layers, patch_size))
+            places += _places(some, layers, patch_size)
     return places
 
 
@@ -235,20 +236,51 @@ def days_between(a: str, b: str) -> float:
     return abs((datetime.fromisoformat(a) - datetime.fromisoformat(b)).total_seconds()) / 86400
 
 
-def _place(chips: FileChips, layers: Sequence[Sequence[RasterFile]], patch_size: int) -> Place:
-    """Put files on one ground grid, and start chips where every layer has a pixel corner."""
+def _places(
+    chips: FileChips, layers: Sequence[Sequence[RasterFile]], patch_size: int
+) -> Iterator[Place]:
+    """Put files on one ground grid, and start chips where every layer has a pixel corner.
+
+    A chip moves there, by less than a pixel of the coarsest layer. One that has a split stays where
+    it is, since beside it the ground may be another split's: the layers' grids move instead, for
+    all chips at once that lie alike on them.
+    """
     anchor = chips.file
+
+    def place(corners: NDArray[np.int32], layers: tuple[Layer, ...]) -> Place:
+        boxes = boxes_of(*anchor.grid.corners(corners, (chips.size, chips.size)))
+        return Place(layers, corners, boxes)
+
     made = tuple(make_layer(anchor, chips.size, files, patch_size) for files in layers)
     unit = math.lcm(*(chips.size // math.gcd(chips.size, x.size) for x in made))
-    corners = np.unique(chips.corners // unit * unit, axis=0)
-    return Place(made, corners, boxes_of(*anchor.grid.corners(corners, (chips.size, chips.size))))
+    if not chips.split.astype(bool).any():
+        yield place(np.unique(chips.corners // unit * unit, axis=0), made)
+        return
+    phases, which = np.unique(chips.corners % unit, axis=0, return_inverse=True)
+    for number, phase in enumerate(phases.tolist()):
+        corners = np.unique(chips.corners[which.reshape(-1) == number], axis=0)
+        yield place(corners, tuple(
+            make_layer(anchor, chips.size, files, patch_size, phase) for files in layers
+        ))  # fmt: skip
 
 
 def make_layer(
-    anchor: RasterFile, chip_size: int, files: Sequence[RasterFile], patch_size: int
+    anchor: RasterFile,
+    chip_size: int,
+    files: Sequence[RasterFile],
+    patch_size: int,
+    phase: Sequence[int] = (0, 0),
 ) -> Layer:
-    """How files are read so that their chips cover the ground of the anchor's."""
-    base = anchor.grid
+    """How files are read so that their chips cover the ground of the anchor's.
+
+    Args:
+        anchor: Whose pixels chips are counted in.
+        chip_size: Of those pixels.
+        files: Of one modality: one, or one per date.
+        patch_size: Chips of another gsd are so many pixels wide, or a multiple.
+        phase: Row and column of an anchor pixel where a pixel of the layer's grid begins.
+    """
+    base = anchor.grid.moved(*phase)
     # Dates of one file, such as a DEM beside images of many dates, are one.
     dated = len({f.uri for f in files}) > 1
     files = files if dated else files[:1]
@@ -259,7 +291,8 @@ def make_layer(
         size = max(patches, 1) * patch_size
     step = chip_size / size
     placed = [_fit(base.zoomed(step), file) for file in files]
-    grids, shifts = zip(*placed, strict=True)
+    grids = tuple(grid for grid, _ in placed)
+    shifts = tuple((x - phase[1] / step, y - phase[0] / step) for _, (x, y) in placed)
     return Layer(tuple(files), grids, shifts, size, step, base.gsd * step, dated)
 
 

@@ -21,7 +21,7 @@ from rasterio.windows import Window
 from ..errors import InputError
 from ..modalities import Modality
 from .grids import Grid
-from .zarr_cubes import ZarrRaster
+from .zarr_cubes import BROKEN, ZarrRaster
 
 Float = NDArray[np.float32]
 _MEASURABLE = (-998.0, 1e6)  # by a sensor of unknown range
@@ -122,9 +122,11 @@ class RasterFile:
         """
         if self.uri.startswith('zarr:'):
             target = grid or (self.grid if self.warped else None)
-            return ZarrRaster(
-                self.uri, target, self.nodata, self.modality.categorical, self.nodata_is_impossible
-            )
+            nearest, by_band = self.modality.categorical, self.nodata_is_impossible
+            try:
+                return ZarrRaster(self.uri, target, self.nodata, nearest, by_band)
+            except BROKEN as error:
+                raise self._cannot('be opened', error) from error
         with gdal(self.is_remote):
             try:
                 source = rasterio.open(gdal_name(self.uri))
@@ -256,8 +258,8 @@ class RasterFile:
     def state(self) -> list[Any]:
         """What its pixels depend on: how it is read, and size and time of what is opened."""
         names = re.findall(r'<SourceFilename[^>]*>([^<]*)<', self.uri) or [self.path]
-        stats = [p.stat() for p in map(Path, map(unescape, names)) if p.exists()]
-        return [self.to_dict(), *([s.st_size, s.st_mtime_ns] for s in stats)]
+        states = map(state_of, map(Path, map(unescape, names)))
+        return [self.to_dict(), *(list(state) for state in states if state)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the index; the modality by name."""
@@ -296,6 +298,15 @@ def gdal(remote: bool = False) -> rasterio.Env:
     if 'GDAL_CACHEMAX' not in os.environ:
         options['GDAL_CACHEMAX'] = BLOCK_CACHE
     return rasterio.Env(**options)
+
+
+def state_of(path: Path) -> tuple[int, int] | None:
+    """Size and time of change, ns, of a file; of a store, the files below it and their newest."""
+    if path.is_dir():
+        times = [p.stat().st_mtime_ns for p in path.rglob('*')]
+        return len(times), max(times, default=0)
+    stat = path.stat() if path.exists() else None
+    return stat and (stat.st_size, stat.st_mtime_ns)
 
 
 def absolute(path: str) -> str:

@@ -60,7 +60,7 @@ class Rasters(Dataset[dict[str, Any]]):
     ) -> None:
         self.modalities = tuple(modalities)
         self.chip_size, self.patch_size = chip_size, patch_size
-        self.stride = stride or chip_size
+        self.stride = chip_size if stride is None else stride
         self.left_out: list[LeftOut] = []
         index = [p for p in paths if Path(p).suffix == '.parquet']
         if index and len(paths) > 1:

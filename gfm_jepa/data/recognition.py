@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import rasterio
@@ -24,9 +23,10 @@ from .finding import Found, band_key
 from .grids import grid_of
 from .raster_files import RasterFile, absolute, gdal, gdal_name, reason, stack_bands
 from .sidecars import Facts, baseline_of, facts_of, joined, time_of
-from .zarr_cubes import find_cubes, is_store
+from .zarr_cubes import BROKEN, find_cubes, is_store
 
 UNRECOGNISED = 'feeds no configured modality: neither its name, its folder nor its bands say so'
+_NO_PRODUCT = 'has bands'  # how the reasons begin why files are not the bands of one product
 _TIME_TAGS = ('datetime', 'ACQUISITION_DATE', 'DATE_ACQUIRED', 'SENSING_TIME', 'PRODUCT_START_TIME')
 
 
@@ -46,6 +46,7 @@ class Header:
     offset: tuple[float, ...] = ()
     time: str = ''
     number: tuple[int, ...] = field(default=())  # 1-based, of each band that holds data
+    guessed: bool = False  # the names are colours or numbers, which nobody wrote down
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
@@ -64,7 +65,7 @@ def recognise(
     Args:
         found: From `find_rasters`.
         modalities: Candidates.
-        said: What the command line says of all rasters.
+        said: What the command line says of all rasters that do not say it themselves.
 
     Yields:
         For each raster in it, how it is read, or one phrase that says why it is left out.
@@ -73,16 +74,46 @@ def recognise(
         InputError: If a file that is called after a modality has another number of bands, or a
             sidecar cannot be right.
     """
-    facts = said or Facts()
+    said, facts = said or Facts(), Facts()
     if not found.path.startswith('/vsi') and '://' not in found.path:
         files = [Path(part) for _, part in found.parts] or [Path(found.path)]
-        facts = facts.over(joined([facts_of(file) for file in files]))
-    headers = headers_of(found)
+        facts = joined([facts_of(file) for file in files])
+    stated = found.stated or facts.modality or ''
+    fed = _identify(found.path, ('',), modalities, stated)  # by what it is called
+    headers = headers_of(found, facts.bands or said.bands or (fed.bands if fed else ()))
     if isinstance(headers, str):
-        yield headers
+        apart = list(_apart(found, modalities, said)) if headers.startswith(_NO_PRODUCT) else []
+        yield from apart or [headers]
         return
     for header in headers:
-        yield recognise_header(found, header, modalities, facts)
+        yield recognise_header(found, header, modalities, _completed(facts, header, said))
+
+
+def _completed(facts: Facts, header: Header, said: Facts) -> Facts:
+    """What sidecars say, and where neither they nor the raster do, what the command line does."""
+    fits = header.guessed and len(said.bands or ()) == len(header.bands)
+    return replace(
+        facts,
+        bands=facts.bands or (said.bands if fits else None),
+        nodata=said.nodata if facts.nodata is None and header.nodata is None else facts.nodata,
+    )
+
+
+def _apart(found: Found, modalities: Sequence[Modality], said: Facts) -> Iterator[RasterFile | str]:
+    """Files that are called like bands, but may be tiles, such as ``B1``: those that say so alone.
+
+    Nothing if none does.
+    """
+    results: list[RasterFile | str] = []
+    for _, part in found.parts:
+        try:
+            for result in recognise(Found(part, found.stated), modalities, said):
+                named = isinstance(result, RasterFile) or part in result
+                results.append(result if named else f'{result} ({part})')
+        except InputError:  # a band of its own, of a modality of many
+            return
+    if any(isinstance(result, RasterFile) for result in results):
+        yield from results
 
 
 def recognise_header(
@@ -116,8 +147,13 @@ def recognise_header(
         return str(error).partition(' cannot ')[2] or str(error)
 
 
-def headers_of(found: Found) -> list[Header] | str:
-    """Headers of the rasters in a file, or why there is none."""
+def headers_of(found: Found, names: Sequence[str] = ()) -> list[Header] | str:
+    """Headers of the rasters in a file, or why there is none.
+
+    Args:
+        found: From `find_rasters`.
+        names: Of its bands, as others state them: if there is one for each, none of them is alpha.
+    """
     path = Path(found.path)
     if not found.path.startswith('/vsi') and is_store(path):
         return _zarr_headers(path)
@@ -132,12 +168,12 @@ def headers_of(found: Found) -> list[Header] | str:
                     if broken := _truncation(part, source):
                         return f'{broken} ({part})'
                     bands.append((name, source, 1))
-                return _unlike_ground([s for _, s, _ in bands]) or [_stacked(bands)]
+                return _no_product([s for _, s, _ in bands]) or [_stacked(bands)]
             source = stack.enter_context(rasterio.open(gdal_name(found.path)))
             if broken := _truncation(found.path, source):
                 return broken
             if source.count:
-                return [_header(source, absolute(found.path))]
+                return [_header(source, absolute(found.path), names)]
             parts = [stack.enter_context(rasterio.open(name)) for name in source.subdatasets]
             singles = [(s.name.rpartition(':')[2], s, 1) for s in parts if s.count == 1]
             headers = [_header(s, s.name) for s in parts if s.count > 1]
@@ -147,36 +183,48 @@ def headers_of(found: Found) -> list[Header] | str:
         return f'cannot be opened ({reason(error)})'
 
 
-def _unlike_ground(sources: Sequence[rasterio.DatasetReader]) -> str | None:
-    """Tell whether one-band files do not show the same ground."""
+def _no_product(sources: Sequence[rasterio.DatasetReader]) -> str | None:
+    """Tell whether files are not the bands of one product: of one band each, on one ground."""
     first = sources[0]
-    for other in sources[1:]:
+    for other in sources:
         pixel = max(abs(first.transform.a), abs(other.transform.a))
         gaps = [abs(a - b) for a, b in zip(first.bounds, other.bounds, strict=True)]
         if first.crs != other.crs or max(gaps) > 1.5 * pixel:
-            return f'has bands of different ground ({first.name} and {other.name})'
+            return f'{_NO_PRODUCT} of different ground ({first.name} and {other.name})'
+        if other.count > 1:
+            return f'{_NO_PRODUCT} that are several in one file ({other.name})'
     return None
 
 
-def _header(source: rasterio.DatasetReader, uri: str) -> Header:
+def _header(source: rasterio.DatasetReader, uri: str, names: Sequence[str] = ()) -> Header:
     """Header of a raster that GDAL opened; an alpha band is a mask, no data."""
-    data = [i for i in source.indexes if source.colorinterp[i - 1] is not ColorInterp.alpha]
+    alpha = [i for i in source.indexes if source.colorinterp[i - 1] is ColorInterp.alpha]
+    # To GDAL the fourth band of 8 bits is alpha where nobody says otherwise; a name does.
+    called = {band_key(source.descriptions[i - 1] or '') for i in alpha}
+    if alpha and 'alpha' not in called and (any(called) or len(names) == source.count):
+        # Warping takes it for alpha too, but where there are no colours.
+        uri = stack_bands([(source.descriptions[i - 1] or '', source, i) for i in source.indexes])
+        alpha, opaque = [], True
+    else:
+        opaque = False
+    data = [i for i in source.indexes if i not in alpha]
     flags = source.mask_flag_enums[data[0] - 1]
     colours = [source.colorinterp[i - 1].name for i in data]
     named = any(c in ('red', 'green', 'blue') for c in colours)
-    names = [source.descriptions[i - 1] or '' for i in data]
-    if named and not any(names):
-        names = ['' if c == 'undefined' else c for c in colours]
+    bands = [source.descriptions[i - 1] or '' for i in data]
+    guessed = not any(bands)
+    if named and guessed and not opaque:
+        bands = ['' if c == 'undefined' else c for c in colours]
     scale, offset = ([values[i - 1] for i in data] for values in (source.scales, source.offsets))
     stated = any(s != 1 for s in scale) or any(offset)
     tags = source.tags()
     return Header(
-        uri, tuple(names), source.crs, source.transform, source.width, source.height,
+        uri, tuple(bands), source.crs, source.transform, source.width, source.height,
         nodata=source.nodatavals[data[0] - 1],
-        masked=MaskFlags.per_dataset in flags or MaskFlags.alpha in flags,
+        masked=not opaque and (MaskFlags.per_dataset in flags or MaskFlags.alpha in flags),
         scale=tuple(scale) if stated else (), offset=tuple(offset) if stated else (),
         time=time_of([tags.get(k, '') for k in _TIME_TAGS]) or '',
-        number=() if len(data) == source.count else tuple(data),
+        number=() if len(data) == source.count else tuple(data), guessed=guessed,
     )  # fmt: skip
 
 
@@ -189,19 +237,20 @@ def _stacked(bands: Sequence[tuple[str, rasterio.DatasetReader, int]]) -> Header
         bands=tuple(name for name, _, _ in bands),
         scale=tuple(s.scales[0] for _, s, _ in bands) if stated else (),
         offset=tuple(s.offsets[0] for _, s, _ in bands) if stated else (),
-        number=(),
-    )
+        number=(), guessed=False,
+    )  # fmt: skip
 
 
 def _zarr_headers(path: Path) -> list[Header] | str:
     """Headers of the arrays of a zarr store."""
     try:
         cubes = list(find_cubes(path))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
+    except (*BROKEN, AttributeError) as error:
         return f'cannot be opened ({reason(error)})'
     return [
         Header(c.uri, c.bands, c.crs, c.transform, c.shape[1], c.shape[0], c.nodata,
-               scale=c.scale, offset=c.offset, time=time_of([c.time]) or '')
+               scale=c.scale, offset=c.offset, time=time_of([c.time]) or '',
+               guessed=all(band.isdigit() for band in c.bands))
         for c in cubes
     ] or 'holds no array of two to four axes'  # fmt: skip
 

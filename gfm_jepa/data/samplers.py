@@ -134,6 +134,8 @@ class ResumableLoader(DataLoader[Any]):
         batch_sampler: Decides the order.
         num_workers: Processes that read.
         collate_fn: Makes a batch of samples; torch's by default.
+        limit: Batches of an epoch, or the share of them (a float), of which more is not asked for:
+            Lightning's ``limit_train_batches``.
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class ResumableLoader(DataLoader[Any]):
         batch_sampler: GroupBatchSampler,
         num_workers: int = 0,
         collate_fn: Any = None,
+        limit: float = 1.0,
     ) -> None:
         super().__init__(
             dataset,
@@ -152,13 +155,15 @@ class ResumableLoader(DataLoader[Any]):
             worker_init_fn=_leave_signals,
         )
         self.order = batch_sampler
+        whole = len(batch_sampler)
+        self.last = min(limit, whole) if isinstance(limit, int) else int(limit * whole)
         self.done = 0
         self.resumed = False
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # Lightning does not ask again after the last batch of an epoch, which need not be ours
-        # (limit_train_batches): what was begun and not just resumed is over when it asks anew.
-        if self.done >= len(self.order) or (self.done and not self.resumed):
+        # Lightning does not ask again after the last batch of an epoch: what was begun and not just
+        # resumed is over when it asks anew.
+        if self.done >= self.last or (self.done and not self.resumed):
             self.done = 0
             self.order.epoch += 1
         self.resumed = False
@@ -184,12 +189,13 @@ class ResumableLoader(DataLoader[Any]):
         return names, huge
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, and batches of it that were handed out."""
-        return {'epoch': self.order.epoch, 'done': self.done}
+        """Epoch, batches of it that were handed out, and the seed of the order."""
+        return {'epoch': self.order.epoch, 'done': self.done, 'seed': self.order.seed}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on behind the last batch that was handed out."""
         self.order.epoch, self.done = state_dict['epoch'], state_dict['done']
+        self.order.seed = state_dict.get('seed', self.order.seed)
         self.resumed = True
 
 

@@ -79,9 +79,15 @@ def assign_splits(table: 'geopandas.GeoDataFrame', rule: SplitRule) -> NDArray[A
 
 def _blocks(table: 'geopandas.GeoDataFrame', rule: SplitRule) -> NDArray[Any]:
     """A chip belongs to its block; one across the border of two splits belongs to none."""
-    # Equal areas everywhere, in metres (EASE-Grid 2.0).
-    bounds = table.geometry.to_crs('EPSG:6933').bounds.to_numpy()
-    # Of most chips: a coarse sensor's, or one across the date line, is in no split, as any other.
+    from pyproj import Transformer
+
+    bounds = shapely.bounds(_unwrapped(table))
+    # Equal areas everywhere, in metres (EASE-Grid 2.0); x counts on beyond the date line.
+    to_metres = Transformer.from_crs('OGC:CRS84', 'EPSG:6933', always_xy=True)
+    bounds[:, ::2] *= to_metres.transform(180, 0)[0] / 180
+    for axis in (1, 3):
+        bounds[:, axis] = to_metres.transform(np.zeros(len(bounds)), bounds[:, axis])[1]
+    # Of most chips: a coarse sensor's is in no split where it lies across borders, as any other.
     side = float(np.median((bounds[:, 2:] - bounds[:, :2]).min(axis=1)))
     if rule.block_size < side / 2:
         raise InputError(
@@ -110,7 +116,7 @@ def _blocks(table: 'geopandas.GeoDataFrame', rule: SplitRule) -> NDArray[Any]:
 
 def _longitude(table: 'geopandas.GeoDataFrame', rule: SplitRule) -> NDArray[Any]:
     """West to east; a chip that a border crosses belongs to none."""
-    bounds = table.geometry.bounds.to_numpy()
+    bounds = shapely.bounds(_unwrapped(table))
     centre = (bounds[:, 0] + bounds[:, 2]) / 2
     borders = np.quantile(centre, np.cumsum(rule.shares)[:2])
     names: NDArray[Any] = np.array(NAMES, dtype=object)[
@@ -127,16 +133,36 @@ def _groups(table: 'geopandas.GeoDataFrame', rule: SplitRule) -> NDArray[Any]:
     from scipy.sparse.csgraph import connected_components
 
     _, which = np.unique(table[rule.by].astype(str).to_numpy(), return_inverse=True)
-    footprints = table.geometry.to_numpy()
-    tree = shapely.STRtree(footprints)
-    a, b = tree.query(footprints, predicate='intersects')
-    pairs = np.unique(np.stack([which[a], which[b]]), axis=1)
+    footprints = _unwrapped(table)
+    a, b = shapely.STRtree(footprints).query(footprints, predicate='intersects')
+    a, b = (x[which[a] < which[b]] for x in (a, b))
+    # Tiles that only touch share no ground: what is left of it is rounding.
+    shared = shapely.area(shapely.intersection(footprints[a], footprints[b]))
+    share = shared / np.minimum(shapely.area(footprints[a]), shapely.area(footprints[b]))
+    pairs = np.unique(np.stack([which[a], which[b]])[:, share > 1e-6], axis=1)
     size = int(which.max()) + 1
     graph = coo_array((np.ones(pairs.shape[1]), (pairs[0], pairs[1])), shape=(size, size))
     _, joined = connected_components(graph, directed=False)
     group = joined[which]
+    if group.max() == 0 and max(rule.shares) < 1:
+        raise InputError(
+            f'All chips of one {rule.by} stay together, and so do those that overlap, which here '
+            f'are all; split by blocks or longitude.'
+        )
     names: NDArray[Any] = _draw(np.bincount(group), rule)[group].astype(object)
     return names
+
+
+def _unwrapped(table: 'geopandas.GeoDataFrame') -> NDArray[Any]:
+    """Footprints, degrees; those just west of the date line's end too, if one lies across it."""
+    footprints: NDArray[Any] = table.geometry.to_numpy().copy()
+    bounds = shapely.bounds(footprints)
+    if (bounds[:, 2] > 180).any():
+        west = bounds[:, 2] < -90
+        footprints[west] = shapely.transform(
+            footprints[west], lambda xy: xy + np.array([360.0, 0.0])
+        )
+    return footprints
 
 
 def _draw(counts: NDArray[np.int64], rule: SplitRule) -> NDArray[Any]:

@@ -55,8 +55,12 @@ class SSL4EOS12DataModule(PretrainDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches (B, T, C, H, W) by modality, (B, C, H, W) for what has no dates."""
-        groups = self.train_dataset.groups()
+        groups = self.train_groups()
         return self.train_loader(self.train_dataset, groups, self.samples_per_epoch, collate)
+
+    def train_groups(self) -> list[Sequence[int]]:
+        """Samples of one file each."""
+        return list(self.train_dataset.groups())
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Samples of ``val`` in order; none where it is not there."""

@@ -6,7 +6,6 @@ ssl4eos12_dataset.py), for names and layout.
 
 import io
 import tarfile
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import finalize
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import zarr
@@ -22,13 +21,13 @@ from zarr.core.buffer import Buffer, cpu
 from zarr.storage import MemoryStore
 
 from ..errors import InputError
+from .zarr_cubes import BROKEN
 
 Image = np.ndarray[Any, np.dtype[Any]]
 RowDate = tuple[int, int]  # a place within its file, and one of its dates
 
 _METADATA = ('zarr.json', '.zarray', '.zattrs', '.zgroup', '.zmetadata')
-_BROKEN = (BadZipFile, EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError,
-           tarfile.TarError, zlib.error)  # fmt: skip
+_BROKEN = (*BROKEN, tarfile.TarError)
 
 
 @contextmanager

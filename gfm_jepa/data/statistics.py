@@ -69,9 +69,10 @@ def compute(files: Iterable[RasterFile]) -> RunningStatistics:
         source = replace(file, warped=False).open()
         try:
             for top in range(0, source.height, 256):
-                height = min(256, source.height - top)
-                window = Window(0, top, source.width, height)
-                statistics.update(file.read(source, window))
+                for left in range(0, source.width, 4096):  # in parts, however wide it is
+                    height, width = min(256, source.height - top), min(4096, source.width - left)
+                    window = Window(left, top, width, height)
+                    statistics.update(file.read(source, window))
         finally:
             source.close()
     if statistics is None or not statistics.count.all():
@@ -139,7 +140,7 @@ def _modality(found: Found, name: str | None, bands: Sequence[str] | None, unit:
             return MODALITIES[name]
         if not unit and set(bands) <= set(MODALITIES[name].bands):
             return resolve({'name': name, 'bands': list(bands)})
-    headers = headers_of(found)
+    headers = headers_of(found, bands or ())
     if isinstance(headers, str):
         raise InputError(f'{found.path} {headers}; put a readable file first.')
     if bands is None:

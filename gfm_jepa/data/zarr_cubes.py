@@ -6,10 +6,12 @@ GDAL reads zarr as well, but neither sharded arrays nor a georeference in plain 
 import base64
 import json
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import zarr
@@ -24,6 +26,9 @@ from rasterio.windows import Window
 from .grids import Grid
 
 Float = NDArray[np.float32]
+
+# What zarr, zips and codecs raise where a store or a chunk is damaged.
+BROKEN = (BadZipFile, EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -86,11 +91,13 @@ def find_cubes(path: Path) -> Iterator[Cube]:
         stated = attributes.get('bands') or attributes.get('band_names')
         if stated is None and has_bands and group and 'band' in group:
             stated = [str(b) for b in np.asarray(group['band']).tolist()]
+        if stated is not None and len(stated) != count:
+            stated = None  # a group's, which are not this array's
         bands = stated or ([name] if count == 1 else [str(i + 1) for i in range(count)])
         crs, transform = _georeference(attributes, group, array.shape)
         fill = _number(attributes.get('_FillValue', attributes.get('nodata')))
-        if fill is None and array.metadata.zarr_format == 2 and array.fill_value:
-            fill = float(array.fill_value)  # where xarray keeps it in zarr 2
+        if fill is None and array.fill_value:
+            fill = float(array.fill_value)  # of what was never written, and xarray's in zarr 2
         scale, offset = (_number(attributes.get(k)) for k in ('scale_factor', 'add_offset'))
         dates = _dates(group, times)
         for t, date in zip(times, dates, strict=True):
@@ -162,8 +169,8 @@ class ZarrRaster:
             at = (*at, slice(first, last))
         try:
             values = np.asarray(self.array[(*at, rows, cols)])
-        except (OSError, ValueError, RuntimeError) as error:
-            raise RasterioIOError(str(error)) from error
+        except BROKEN as error:
+            raise RasterioIOError(str(error) or type(error).__name__) from error
         values = values.reshape(-1, *values.shape[-2:])
         return values[[i - 1 - first for i in indexes]]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from .raster_arguments import CHIP_SIZE, add_raster_arguments, filter_of, require_filter
+from .raster_arguments import add_raster_arguments, chip_size_of, filter_of
 
 
 def main(words: Sequence[str]) -> None:
@@ -22,10 +22,12 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument('--split', help='name of the split to take from an index')
     parser.add_argument('--num-workers', type=int, default=0, help='processes that read')
     args = parser.parse_args(words)
-    require_filter(args)
+    keep = filter_of(args)
     if args.num_workers < 0:
         raise InputError(f'--num-workers is {args.num_workers}; give 0 or more.')
-    if [Path(p).suffix for p in args.paths] == ['.parquet'] and (args.chip_size or args.stride):
+    if [Path(p).suffix for p in args.paths] == ['.parquet'] and (
+        args.chip_size is not None or args.stride is not None
+    ):
         raise InputError(
             f'{args.paths[0]} is an index, which has a chip size and stride of its own; leave '
             f'--chip-size and --stride out.'
@@ -37,8 +39,8 @@ def main(words: Sequence[str]) -> None:
     from ..data.rasters import Rasters
 
     rasters = Rasters(
-        args.paths, modalities_of(args.modalities), args.chip_size or CHIP_SIZE, args.stride,
-        args.patch_size, args.num_dates, replace(filter_of(args), split=args.split),
+        args.paths, modalities_of(args.modalities), chip_size_of(args), args.stride,
+        args.patch_size, args.num_dates, replace(keep, split=args.split),
     )  # fmt: skip
     print(rasters.report())
     print(write_cache(rasters, args.output, args.num_workers))

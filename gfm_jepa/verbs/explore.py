@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from .raster_arguments import CHIP_SIZE, add_raster_arguments, filter_of, require_filter
+from .raster_arguments import add_raster_arguments, chip_size_of, filter_of
 
 
 def main(words: Sequence[str]) -> None:
@@ -20,16 +20,16 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument('--chips', type=int, default=64, help='most chips to read per modality')
     parser.add_argument('--seed', type=int, default=0, help='of the chips that are drawn')
     args = parser.parse_args(words)
-    require_filter(args)
+    keep = filter_of(args)
     from ..data.index import modalities_of
     from ..evaluation.explore import explore
     from ..evaluation.explore_survey import SurveySettings
 
     settings = SurveySettings(
-        args.chip_size or CHIP_SIZE,
+        chip_size_of(args),
         args.stride,
         args.patch_size,
-        filter_of(args),
+        keep,
         args.chips,
         args.seed,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..output_paths import require_apart, require_ending
-from .raster_arguments import CHIP_SIZE, add_raster_arguments, filter_of, require_filter
+from .raster_arguments import add_raster_arguments, chip_size_of, filter_of
 
 # What chips may be divided by: two rules, and the columns of an index.
 SPLIT_BY = ('blocks', 'longitude', 'file', 'modality', 'bands', 'window_col', 'window_row',
@@ -23,7 +23,8 @@ def main(words: Sequence[str]) -> None:
     )  # fmt: skip
     add_raster_arguments(parser)
     parser.add_argument('-o', '--output', type=Path, required=True, help='GeoParquet to write')
-    parser.add_argument('--bands', nargs='+', help='band names of all rasters, if they name none')
+    parser.add_argument('--bands', nargs='+', help='band names of the rasters that name none and '
+                        'have as many')  # fmt: skip
     parser.add_argument('--nodata', type=float, help='value of "not there", if there is no tag')
     parser.add_argument('--split', help='blocks, longitude, or a column whose values stay together')
     parser.add_argument('--block-size', type=float, default=10_000.0, help='metres')
@@ -33,7 +34,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument('--map', type=Path, help='PNG of the splits; beside the index by default')
     args = parser.parse_args(words)
     require_ending(args.output, ('.parquet',))
-    require_filter(args)
+    keep = filter_of(args)
     if args.split and args.split not in SPLIT_BY:
         raise InputError(
             f'There is no column {args.split!r} to split by; give one of {", ".join(SPLIT_BY)}.'
@@ -45,9 +46,9 @@ def main(words: Sequence[str]) -> None:
     rule = SplitRule(args.split, args.block_size, tuple(args.shares), args.seed) if (
         args.split) else None  # fmt: skip
     settings = IndexSettings(
-        modalities_of(args.modalities), args.chip_size or CHIP_SIZE, args.stride,
+        modalities_of(args.modalities), chip_size_of(args), args.stride,
         Facts(bands=tuple(args.bands) if args.bands else None, nodata=args.nodata),
-        filter_of(args), rule,
+        keep, rule,
     )  # fmt: skip
     picture = args.map or args.output.with_suffix('.png')
     if picture.suffix != '.png':

@@ -1,11 +1,8 @@
 """What verbs ask for alike: which chips to take, and how windows go over scenes."""
 
 import argparse
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..data.chips import ChipFilter
@@ -29,34 +26,24 @@ def add_raster_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def filter_of(args: argparse.Namespace) -> 'ChipFilter':
-    """What the command line says of the chips to take."""
-    from ..data.chips import ChipFilter
+    """What the command line says of the chips to take.
 
+    Args:
+        args: Of `add_raster_arguments`.
+
+    Raises:
+        InputError: If shares or days are none, or the area cannot be read.
+    """
+    from ..data.chips import ChipFilter, read_area
+
+    if args.area:
+        read_area(Path(args.area))
     return ChipFilter(args.min_valid, args.max_cloud, args.start, args.end, args.area)
 
 
-def require_filter(args: argparse.Namespace) -> None:
-    """Refuse days that are none and an area that cannot be read, before any raster is.
-
-    Args:
-        args: Of `add_raster_arguments`; days become such as 2019-06-01, which is compared as text.
-
-    Raises:
-        InputError: Naming the option.
-    """
-    for option in ('start', 'end'):
-        if (word := getattr(args, option)) is None:
-            continue
-        try:
-            setattr(args, option, date.fromisoformat(word).isoformat())
-        except ValueError as error:
-            raise InputError(f'--{option} is {word}; give a day, such as 2019-06-01.') from error
-    if args.start and args.end and args.start > args.end:
-        raise InputError(f'--start {args.start} is after --end {args.end}; swap them.')
-    if args.area:
-        from ..data.chips import read_area
-
-        read_area(Path(args.area))
+def chip_size_of(args: argparse.Namespace) -> int:
+    """Side of a chip, pixels, where an index does not say it."""
+    return CHIP_SIZE if args.chip_size is None else int(args.chip_size)
 
 
 def add_window_arguments(parser: argparse.ArgumentParser) -> None:
