@@ -69,7 +69,7 @@ def _pretrain(folders: Sequence[Path], output: Path, steps: int) -> Path:
     )
     task = LeJEPA(
         MODALITIES, EncoderConfig('nano', stem='conv'), OptimizerConfig(lr=1e-3),
-        Views(modality_dropout=0.3, global_scale=(0.4, 1.0), global_fraction=2 / 3),
+        Views(modality_dropout=0.1, global_scale=(0.4, 1.0), global_fraction=2 / 3),
     )  # fmt: skip
     trainer = Trainer(
         max_steps=steps, max_epochs=-1, accelerator='auto', log_every_n_steps=min(10, steps),

@@ -315,7 +315,9 @@ class SignalBiased:
     background: float = 0.05
 
     def __post_init__(self) -> None:
-        """Refuse a signal that is none."""
+        """Refuse a signal that is none, and what is no share or power."""
+        if not 0 <= self.power < math.inf:
+            raise InputError(f'power is {self.power}; give 0 or more.')
         if self.signal not in ('brightness', 'variance'):
             raise InputError(f'Unknown signal {self.signal!r}: expected brightness or variance.')
         if not 0 <= self.background <= 1:
@@ -451,6 +453,9 @@ class Mixture:
         tube: Weight of `Tube`. Above 0, samples keep all their dates for all masks, and each hides
             the same ground at all of them.
         settings: How each is drawn.
+
+    Raises:
+        InputError: If a weight is negative, or all are 0.
     """
 
     multi_block: float = 1.0
@@ -459,6 +464,15 @@ class Mixture:
     cross_modal: float = 0.0
     tube: float = 0.0
     settings: MixtureSettings = MixtureSettings()
+
+    def __post_init__(self) -> None:
+        """Refuse weights that are none."""
+        weights = {f.name: getattr(self, f.name) for f in fields(self) if f.name != 'settings'}
+        if not all(0 <= w < math.inf for w in weights.values()) or not any(weights.values()):
+            told = ', '.join(f'{name} {weight:g}' for name, weight in weights.items())
+            raise InputError(
+                f'Mixture has the weights {told}; give 0 or more to each, and more than 0 to one.'
+            )
 
     @property
     def dates(self) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .modalities import Modality
-from .views import Crops, cut, pick_dates, view_size
+from .views import Crops, cut, pick_dates, stated_gsd, view_size
 
 _COLOURS = (
     adjust_brightness_accumulative,
@@ -57,6 +57,9 @@ class PhotoViews(Crops):
         blur_sigma: Lowest and highest standard deviation of the blur, pixels; the source's are
             for views of 224 pixels.
 
+    Raises:
+        InputError: If there is no global view, or a number is none of its kind.
+
     Source: Chen & He, "Exploring Simple Siamese Representation Learning" (2021), section 3, which
         takes them from MoCo v2.
     Differs from the source: crops that would leave the image are cut at its border, and not drawn
@@ -72,6 +75,17 @@ class PhotoViews(Crops):
     grayscale: float = 0.2
     blur: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+
+    def __post_init__(self) -> None:
+        """Refuse views that are none."""
+        super().__post_init__()
+        self.require_rising('aspect_ratio', 'blur_sigma')
+        self.require_probabilities('mirror', 'jitter_probability', 'grayscale', 'blur')
+        if len(self.jitter) != 4 or not all(0 <= change <= 1 for change in self.jitter):
+            raise InputError(
+                f'views.jitter is {list(self.jitter)}; give four changes of 0 to 1: of brightness, '
+                f'contrast, saturation and hue.'
+            )
 
     def make(
         self,
@@ -97,7 +111,7 @@ class PhotoViews(Crops):
         """
         name = _require_rgb(modalities)
         low, high = modalities[name].valid_range or (0.0, 1.0)
-        gsd = batch.get('gsd', {}).get(name)
+        gsd = stated_gsd(batch, name)
         joined: list[dict[str, Any]] = []
         for count, scale, fraction in self.kinds():
             dates = pick_dates({name: batch[name]}, count, generator)
@@ -109,7 +123,7 @@ class PhotoViews(Crops):
             changed = self._change((crops - low) / (high - low), generator)
             view: dict[str, Any] = {name: changed * (high - low) + low}
             if gsd is not None:
-                view['gsd'] = {name: float(gsd) * shape[0] * fraction / size[0]}
+                view['gsd'] = {name: gsd * shape[0] * fraction / size[0]}
             joined.append(view)
         return joined
 

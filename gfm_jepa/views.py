@@ -5,6 +5,7 @@ generator, so that a resumed run draws the same views. Colour carries the labels
 images: there is no hue, grayscale or solarise here.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .errors import InputError
 from .modalities import Modality
 
 Rasters = Mapping[str, Tensor]
+
+
+def stated_gsd(batch: Mapping[str, Any], name: str) -> float | None:
+    """Metres per pixel that a batch states for a modality, if it does.
+
+    Args:
+        batch: With ``gsd`` by modality, if at all: a number, or one a sample (B,), all the same.
+        name: Of the modality.
+
+    Raises:
+        InputError: If that is no number above 0, or several.
+    """
+    given = batch.get('gsd')
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(
+            f'The batch has gsd {given!r}; give metres per pixel by modality: {{"{name}": 10.0}}.'
+        )
+    stated = given.get(name) if given else None
+    if stated is None:
+        return None
+    values = torch.as_tensor(stated).flatten()
+    if not bool((values > 0).all()):
+        raise InputError(f'{name} came with gsd {values.tolist()}; give metres per pixel above 0.')
+    if not bool((values == values[0]).all()):
+        raise InputError(
+            f'{name} came with several gsd in one batch, from {float(values.min()):g} to '
+            f'{float(values.max()):g} m; batch samples of one gsd together.'
+        )
+    return float(values[0])
 
 
 def pick_dates(rasters: Rasters, count: int, generator: torch.Generator) -> list[dict[str, Tensor]]:
@@ -136,7 +167,10 @@ def are_square(rasters: Iterable[Tensor]) -> bool:
 def drop_bands(
     rasters: Rasters, probability: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Set whole bands of samples to NaN, never all bands of a sample's modality.
+    """Set whole bands of samples to NaN; half of a modality's bands, rounded up, stay.
+
+    With fewer the encoder would make no tokens of a sample (`PatchEmbed.min_valid`), and the loss
+    would silently leave it out. So of three bands one goes at most: 0.2 drops 16 % of them.
 
     Args:
         rasters: (B, C, H, W) by modality.
@@ -145,8 +179,9 @@ def drop_bands(
     """
     dropped = {}
     for name, x in rasters.items():
-        u = torch.rand(x.shape[:2], generator=generator)
-        drop = (u < probability) & (u > u.amin(dim=1, keepdim=True))
+        there = x.isfinite().flatten(2).any(dim=2).cpu()
+        most = there.sum(dim=1) - (x.shape[1] + 1) // 2
+        drop = _drawn(there, probability, most, generator)
         dropped[name] = x.masked_fill(drop[:, :, None, None].to(x.device), torch.nan)
     return dropped
 
@@ -163,13 +198,19 @@ def drop_modalities(
     """
     if len(rasters) < 2:
         return dict(rasters)
-    there = torch.stack([~x.isnan().flatten(1).all(dim=1).cpu() for x in rasters.values()])
-    u = torch.rand(there.shape, generator=generator).masked_fill(~there, 2.0)
-    drop = (u < probability) & (u > u.amin(dim=0))
+    there = torch.stack([x.isfinite().flatten(1).any(dim=1).cpu() for x in rasters.values()], dim=1)
+    drop = _drawn(there, probability, there.sum(dim=1) - 1, generator)
     return {
         name: x.masked_fill(gone[:, None, None, None].to(x.device), torch.nan)
-        for (name, x), gone in zip(rasters.items(), drop, strict=True)
+        for (name, x), gone in zip(rasters.items(), drop.T, strict=True)
     }
+
+
+def _drawn(there: Tensor, probability: float, most: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw what goes (B, n): each that is there with one probability, of a sample `most` (B,)."""
+    u = torch.rand(there.shape, generator=generator).masked_fill(~there, 2.0)
+    place = u.argsort(dim=1).argsort(dim=1)  # in a random order, what is there first
+    return (u < probability) & (place < most[:, None])
 
 
 def add_noise(
@@ -226,6 +267,9 @@ class Crops:
         global_fraction: Height and width of a global view over the chip's, in pixels.
         local_scale: Share of the chip's area that a local view shows.
         local_fraction: Height and width of a local view over the chip's, in pixels.
+
+    Raises:
+        InputError: If there is no global view, or a scale or fraction is none.
     """
 
     num_global: int = 2
@@ -234,6 +278,55 @@ class Crops:
     global_fraction: float = 1.0
     local_scale: tuple[float, float] = (0.05, 0.3)
     local_fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse views that are none."""
+        if self.num_global < 1 or self.num_local < 0:
+            raise InputError(
+                f'views has num_global {self.num_global} and num_local {self.num_local}; give at '
+                f'least 1, and 0 or more.'
+            )
+        self.require_rising('global_scale', 'local_scale', most=1.0)
+        for name in ('global_fraction', 'local_fraction'):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f'views.{name} is {getattr(self, name)}; give a share above 0.')
+
+    def require_rising(self, *names: str, most: float = math.inf) -> None:
+        """Refuse what are not a lowest and a highest number above 0.
+
+        Raises:
+            InputError: If one is 0 or less, above `most`, or they fall.
+        """
+        for name in names:
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= most:
+                limit = '' if most == math.inf else f' and up to {most:g}'
+                raise InputError(
+                    f'views.{name} is {[low, high]}; give a lowest and a highest number above 0'
+                    f'{limit}.'
+                )
+
+    def require_probabilities(self, *names: str) -> None:
+        """Refuse what are no probabilities.
+
+        Raises:
+            InputError: If one is below 0 or above 1.
+        """
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(
+                    f'views.{name} is {getattr(self, name)}; give a probability from 0 to 1.'
+                )
+
+    def require_strengths(self, *names: str) -> None:
+        """Refuse changes of less than nothing.
+
+        Raises:
+            InputError: If one is negative.
+        """
+        for name in names:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f'views.{name} is {getattr(self, name)}; give 0 or more.')
 
     def kinds(self) -> list[tuple[int, tuple[float, float], float]]:
         """Count, scale and fraction of each kind that there is, the global views first."""
@@ -257,10 +350,13 @@ class Views(Crops):
         local_fraction: Height and width of a local view over the chip's, in pixels.
         gain: Largest relative change of a band's contrast.
         offset: Largest change of a band's level, in standard deviations of the modality.
-        band_dropout: Probability that a band becomes NaN.
+        band_dropout: Probability that a band becomes NaN; half of them stay.
         modality_dropout: Probability that a modality becomes NaN; the last one stays.
         noise: Standard deviation of white noise, in standard deviations of the modality.
         erasing: Probability that a square of a view becomes NaN.
+
+    Raises:
+        InputError: If there is no global view, or a number is none of its kind.
     """
 
     gain: float = 0.2
@@ -269,6 +365,12 @@ class Views(Crops):
     modality_dropout: float = 0.0
     noise: float = 0.0
     erasing: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse views that are none."""
+        super().__post_init__()
+        self.require_strengths('gain', 'offset', 'noise')
+        self.require_probabilities('band_dropout', 'modality_dropout', 'erasing')
 
     def make(
         self,
@@ -293,7 +395,7 @@ class Views(Crops):
         """
         rasters = {name: batch[name] for name in modalities if name in batch}
         std = {name: torch.tensor(modalities[name].std) for name in rasters}
-        gsd = {n: float(batch.get('gsd', {}).get(n, modalities[n].gsd)) for n in rasters}
+        gsd = {n: stated_gsd(batch, n) or modalities[n].gsd for n in rasters}
         joined = []
         for count, scale, fraction in self.kinds():
             sizes = {n: view_size(x, fraction, patch_sizes[n]) for n, x in rasters.items()}

@@ -301,3 +301,11 @@ def test_a_share_of_the_labels(eurosat):
     pixels = replace(module.benchmark, target='pixels')
     with pytest.raises(InputError, match='a class for every pixel, not for every chip'):
         BenchmarkDataModule(pixels, batch_size=3)
+
+
+def test_a_task_with_labels_is_not_sharded():
+    task = Classification(SPECS, CLASSES)
+    task.configure_model()
+    task._device_mesh = object()
+    with pytest.raises(InputError, match=r'take trainer\.strategy=ddp'):
+        task.configure_model()

@@ -124,6 +124,28 @@ def test_auto_begins_anew_only_where_something_is_learned(fails, tmp_path, write
     assert 'There is no checkpoint in' in message and 'to test; name one' in message
 
 
+def test_a_part_that_the_data_lack_is_told(fails, tmp_path, write_raster):
+    write_raster(tmp_path / 'S2L2A.tif', 12)
+    joined = yaml.safe_load((CONFIGS / 'ijepa_rasters.yaml').read_text())
+    paths = [str(tmp_path)]
+    joined['data']['init_args'] |= {'paths': paths, 'val_paths': paths}
+    parts = {'parts': [joined['data']]}
+    joined['data'] = {'class_path': 'gfm_jepa.data.JoinedDataModule', 'init_args': parts}
+    (tmp_path / 'joined.yaml').write_text(yaml.safe_dump(joined))
+    for verb in ('validate', 'test'):  # it has an empty list of the one, and no loader of the other
+        message = fails(verb, '--config', 'joined.yaml', *SHORT)
+        assert f'JoinedDataModule has no part to {verb}; take another' in message
+
+
+def test_predictions_of_random_weights_are_refused(fails, tmp_path, write_raster):
+    write_raster(tmp_path / 'S2L2A.tif', 12)
+    writer = ('--trainer.callbacks=gfm_jepa.tasks.WriteEmbeddings',
+              '--trainer.callbacks.output=out.zarr')  # fmt: skip
+    paths = (f'--data.paths=[{tmp_path}]', f'--data.val_paths=[{tmp_path}]')
+    message = fails('predict', *fit(*paths, *SHORT, *writer)[1:])
+    assert 'would be those of random weights; name a checkpoint' in message
+
+
 def test_only_training_writes_the_config_of_a_run(tmp_path, write_raster, capfd):
     write_raster(tmp_path / 'S2L2A.tif', 12)
     words = fit(f'--data.paths=[{tmp_path}]', f'--data.val_paths=[{tmp_path}]', *SHORT)

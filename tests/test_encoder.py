@@ -326,3 +326,9 @@ def test_an_encoder_in_16_bits(dtype):
     found = encoder.to(dtype)(batch)
     assert found.dtype == dtype
     assert torch.allclose(found.float(), expected, atol=0.1 * float(expected.std()))
+    # As LatentMIM trains under bf16-true: positions are computed in float32.
+    predictor = Predictor(32, 2, 16, depth=1, num_heads=2).to(dtype)
+    ids = torch.arange(4).expand(2, -1)
+    layout = encoder.layout(batch)
+    predicted = predictor(torch.rand(2, 4, 32, dtype=dtype), ids, ids[:, None] + 4, layout)
+    assert predicted.dtype == dtype and predicted.isfinite().all()

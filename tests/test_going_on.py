@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from gfm_jepa import InputError, from_pretrained, save_pretrained
 from gfm_jepa.evaluation.readouts import add_readout
 from gfm_jepa.modalities import RGB
-from gfm_jepa.models import Encoder
+from gfm_jepa.models import Encoder, TimmEncoder
 from gfm_jepa.tasks import IJEPA, EncoderConfig, VICReg
 
 COLOURS = {'name': 'colours', 'bands': ['red', 'green', 'blue'], 'gsd': 10.0, 'unit': 'DN',
@@ -88,8 +88,22 @@ def test_starts_that_cannot_be(trained):
     with pytest.raises(InputError, match='There are no weights at'):
         VICReg([COLOURS], EncoderConfig(weights=str(folder / 'nothing')))
     if stem == 'conv':  # what leaks is what was loaded, whatever the config calls it
-        with pytest.raises(InputError, match='shows a token the margin'):
+        with pytest.raises(InputError, match=r'shows a token the margin.*weights whose stems are'):
             IJEPA([COLOURS], EncoderConfig(stem='linear', weights=str(folder)))
+
+
+def test_what_weights_leave_open_holds_and_the_rest_is_refused(trained, tmp_path):
+    _, folder, stem = trained
+    config = EncoderConfig(stem=stem, weights=str(folder), drop_path_rate=0.2)
+    encoder = VICReg([COLOURS], config, expander_dims=(16,)).encoder
+    assert [block.drop_path for block in encoder.blocks] == [0.0, 0.2]
+    assert encoder.config['drop_path_rate'] == 0.2
+    for option, value in (('backbone', 'resnet18'), ('small_images', True), ('pretrained', True)):
+        with pytest.raises(InputError, match=rf'encoder\.{option} is given beside'):
+            VICReg([COLOURS], replace(config, **{option: value}))
+    timm_model = save_pretrained(TimmEncoder([COLOURS], 'test_resnet'), tmp_path / 'timm')
+    with pytest.raises(InputError, match=r'encoder\.drop_path_rate beside weights is for encoders'):
+        VICReg([COLOURS], EncoderConfig(weights=str(timm_model), drop_path_rate=0.2))
 
 
 def test_kinds_of_stem_by_modality(tmp_path):
@@ -112,3 +126,6 @@ def test_statistics_of_the_data_give_way_to_the_trained_ones(tmp_path):
     task = VICReg([own], EncoderConfig(weights=str(tmp_path / 'trained')))
     task.configure_model()
     assert task.encoder.modalities['rgb'].mean == RGB.mean
+    other = replace(own, unit='reflectance')
+    with pytest.raises(InputError, match=r'rgb was trained in the unit "8-bit.*"reflectance" is'):
+        VICReg([other], EncoderConfig(weights=str(tmp_path / 'trained')))

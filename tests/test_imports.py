@@ -18,7 +18,7 @@ ALLOWED = {
     'masks': {'errors'},
     'losses': set(),
     'metrics': set(),
-    'views': {'modalities'},
+    'views': {'errors', 'modalities'},
     'photo_views': {'errors', 'modalities', 'views'},
     'models': BASE,
     'data': BASE,

@@ -170,7 +170,28 @@ def test_where_nothing_stands_out_the_mask_is_random():
     assert ids.shape[1] == 6 and ids.float().mean().item() == pytest.approx(31.5, abs=0.7)
 
 
+@pytest.mark.parametrize('kind', ['brightness', 'variance'])
+def test_the_edge_of_a_gap_is_no_signal(kind):
+    encoder = build_encoder('nano', [sensor('optical', 3).to_dict()])
+    rows = 400 + 7.0 * torch.arange(48) ** 1.5  # far from the mean, which a gap was taken for
+    x = rows.view(1, 1, 48, 1).repeat(2, 3, 1, 48)
+    whole = encoder.patch_signal({'optical': x}, kind).view(2, 6, 6)
+    x[:, :, :, 20:] = torch.nan  # half of the third column of patches, and all behind it
+    x[0, 1, 16:24, :8] = torch.nan  # one of three bands, which say nearly the same
+    found = encoder.patch_signal({'optical': x}, kind).view(2, 6, 6)
+    assert (found[:, :, 3:] == 0).all()
+    assert torch.allclose(found[:, :, :3], whole[:, :, :3], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize('weights', [{'random_cells': -1.0}, {'multi_block': 0.0}])
+def test_weights_of_a_mixture_that_cannot_be(weights):
+    with pytest.raises(InputError, match=r'Mixture has the weights .*; give 0 or more to each'):
+        Mixture(**weights)
+
+
 def test_signal_biased_refuses_what_it_cannot_use():
+    with pytest.raises(InputError, match=r'power is -1\.0; give 0 or more'):
+        SignalBiased(power=-1.0)
     with pytest.raises(InputError, match='expected brightness or variance'):
         SignalBiased(signal='texture')
     with pytest.raises(InputError, match=r'background is a share of 0 to 1, not 1\.5'):

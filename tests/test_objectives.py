@@ -1,14 +1,17 @@
 """Each loss against an independent formula, and the methods built on them."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import sensor
 from lightly.loss import NegativeCosineSimilarity, VICRegLoss
+from lightning.pytorch import Trainer
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from gfm_jepa import InputError
 from gfm_jepa.losses import VICReg as Criterion
@@ -140,6 +143,51 @@ def test_wrong_choices_are_explained():
         SimSiam([SENSOR.to_dict()], SMALL, views=Views(num_global=2, num_local=2))
     with pytest.raises(InputError, match=r'encoder\.stem=linear'):
         LatentMIM([SENSOR.to_dict()], EncoderConfig(stem='conv'))
+
+
+@pytest.mark.filterwarnings('ignore:The .*dataloader.* does not have many workers')
+@pytest.mark.parametrize('method', [LeJEPA, VICReg, SimSiam])
+def test_batches_with_nothing_to_compare_are_left_out_of_validation(method):
+    task = method([SENSOR.to_dict()], SMALL)
+    chips = [{'optical': 100 + 50 * random(3, 32, 32, seed=i)} for i in range(5)]
+    trainer = Trainer(accelerator='cpu', logger=False, enable_progress_bar=False,
+                      enable_checkpointing=False, enable_model_summary=False)  # fmt: skip
+    for count, logged in ((4, {'val_loss'}), (5, {'val_loss'}), (1, set())):
+        (found,) = trainer.validate(task, DataLoader(chips[:count], 4), verbose=False)
+        assert found.keys() == logged and all(np.isfinite(v) for v in found.values())
+
+
+def test_a_batch_is_left_out_on_all_ranks_if_it_is_on_one():
+    task = LeJEPA([SENSOR.to_dict()], SMALL).eval()
+    batch = {'optical': 100 + 50 * random(4, 3, 32, 32)}
+    assert task.compute_loss(batch, 0) > 0
+    asked = []
+
+    def elsewhere(decision, all):
+        asked.append(decision)
+        return True
+
+    task._trainer = SimpleNamespace(
+        world_size=2, global_rank=0, current_epoch=0,
+        strategy=SimpleNamespace(reduce_boolean_decision=elsewhere),
+    )  # fmt: skip
+    assert task.compute_loss(batch, 0) is None and asked == [False]
+    batch['optical'][1:] = torch.nan
+    assert task.compute_loss(batch, 0) is None and asked == [False, True]
+
+
+def test_health_is_measured_on_the_first_view_of_each_sample():
+    task = LeJEPA([SENSOR.to_dict()], SMALL, views=Views(num_global=2, num_local=2))
+    seen = []
+    task.log_health = seen.append
+    by_view = task.embed_views({'optical': 100 + 50 * random(6, 3, 32, 32)}, 0)
+    assert by_view.shape[:2] == (4, 6) and torch.equal(seen[0], by_view[0])
+
+
+@pytest.mark.parametrize('method', [LeJEPA, VICReg, SimSiam])
+def test_one_view_has_nothing_to_be_compared_with(method):
+    with pytest.raises(InputError, match=r'compares the views of a sample.*num_global'):
+        method([SENSOR.to_dict()], SMALL, views=Views(num_global=1))
 
 
 def train(task, steps):

@@ -57,6 +57,23 @@ def test_views_are_joined_by_kind_and_drawn_from_the_generator():
     assert torch.equal(state, torch.get_rng_state())
     told = views.make({'rgb': x, 'gsd': {'rgb': 2.0}}, {'rgb': RGB}, SIZES, generator())
     assert [v['gsd'] for v in told] == [{'rgb': 2.0}] * 2
+    each = {'rgb': x, 'gsd': {'rgb': torch.full((4,), 2.0)}}
+    assert views.make(each, {'rgb': RGB}, SIZES, generator())[0]['gsd'] == {'rgb': 2.0}
+
+
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        ({'num_global': 0}, 'num_global 0'),
+        ({'grayscale': 2.0}, 'views.grayscale is 2.0; give a probability'),
+        ({'aspect_ratio': (2.0, 1.0)}, 'views.aspect_ratio'),
+        ({'blur_sigma': (0.0, 2.0)}, 'views.blur_sigma'),
+        ({'jitter': (0.4, 0.4, 0.4, -0.1)}, 'views.jitter is .*; give four changes of 0 to 1'),
+    ],
+)
+def test_views_that_cannot_be_are_refused(options, said):
+    with pytest.raises(InputError, match=said):
+        PhotoViews(**options)
 
 
 def test_gaps_stay_gaps_and_touch_nothing_else():

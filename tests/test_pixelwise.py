@@ -250,6 +250,40 @@ def test_unlabelled_pixels_teach_nothing(weights):
         task.criterion(answers, truth + 3)
 
 
+@pytest.fixture
+def half_shown(weights):
+    """A task and a batch whose first input lacks its right columns."""
+    still = PixelHeadConfig(turn=False)
+    task = SemanticSegmentation(SPECS, 2, encoder=EncoderConfig(weights=weights), head=still)
+    task._seed = 0
+    batch = {'s2_l2a': torch.rand(2, 12, 32, 32) * 3000, 's1': torch.rand(2, 2, 32, 32) - 15}
+    batch['s2_l2a'][:, :, :, 25:] = torch.nan  # within a patch of the input
+    batch['lulc'] = torch.zeros(2, 1, 16, 16)  # two pixels of the input wide
+    return task, batch
+
+
+def test_pixels_without_an_input_teach_and_count_nothing(half_shown):
+    task, batch = half_shown
+    loss = task.compute_loss(batch, 0)
+    other = {**batch, 'lulc': batch['lulc'].clone()}
+    other['lulc'][..., 13:] = 1
+    assert torch.equal(task.compute_loss(other, 0), loss)
+    counted = []
+    task.log = task.log_dict = lambda *_, **__: None
+    task.count = lambda metrics, shown, truth: counted.append(len(truth))
+    task.eval().evaluate('val', batch, 0)
+    assert counted == [2 * 32 * 25]
+
+
+def test_the_guard_gets_features_pooled_over_the_ground(half_shown):
+    task, batch = half_shown
+    seen = []
+    task.log_health = seen.append
+    task.compute_loss(batch, 0)
+    features = task.encoder.forward_feature_map(batch, 's2_l2a')
+    assert torch.allclose(seen[0], features.flatten(2).nanmean(dim=2))
+
+
 def test_rasters_turn_together():
     x = torch.arange(16.0).view(1, 1, 4, 4)
     seen = set()

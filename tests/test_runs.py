@@ -17,6 +17,7 @@ from forked import Forked
 from gfm_jepa import from_pretrained
 from gfm_jepa.cli import main
 from gfm_jepa.tasks import AtomicCheckpointIO
+from gfm_jepa.tasks.runs import ContinuedCSVLogger
 
 TESTS = Path(__file__).parent
 SENSOR = {'name': 'optical', 'bands': ['B1', 'B2', 'B3'], 'gsd': 10.0, 'unit': 'DN',
@@ -141,6 +142,24 @@ def test_last_is_the_end_of_the_run(config):
     assert main([*words, '--trainer.max_steps=-1', '--trainer.max_epochs=2',
                  '--trainer.limit_train_batches=3', '--ckpt_path=auto']) == 0  # fmt: skip
     assert torch.load(path, weights_only=True)['global_step'] == 7
+
+
+def test_a_torn_row_of_the_log_is_not_glued_to_the_next():
+    def log(step: int, **values: float) -> Path:
+        logger = ContinuedCSVLogger('logs', 'run', 0)
+        logger.log_metrics(values, step)
+        logger.save()
+        return Path(logger.log_dir) / 'metrics.csv'
+
+    log(0, loss=1.0)
+    path = log(1, loss=2.0)
+    path.write_bytes(path.read_bytes()[:-3])
+    log(2, loss=3.0, lr=0.1)
+    found = pd.read_csv(path)
+    assert found['step'].tolist() == [0, 2] and found['loss'].tolist() == [1.0, 3.0]
+    assert [p.name for p in path.parent.glob('metrics*')] == ['metrics.csv']
+    path.write_bytes(b'lo')  # nothing whole is left
+    assert pd.read_csv(log(3, loss=4.0))['step'].tolist() == [3]
 
 
 def test_last_needs_a_checkpoint(config, capfd):

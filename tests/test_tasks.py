@@ -13,7 +13,16 @@ from gfm_jepa import InputError, from_pretrained
 from gfm_jepa.cli import main
 from gfm_jepa.losses import info_nce, patch_discrimination
 from gfm_jepa.masks import CrossModal, Ground, Mixture, MultiBlock, SignalBiased, Tube, as_mask
-from gfm_jepa.tasks import IJEPA, EncoderConfig, LatentMIM, LeJEPA, OptimizerConfig, VICReg
+from gfm_jepa.tasks import (
+    IJEPA,
+    EncoderConfig,
+    HeadConfig,
+    LatentMIM,
+    LeJEPA,
+    OptimizerConfig,
+    PixelHeadConfig,
+    VICReg,
+)
 from gfm_jepa.tasks.base import warmup_cosine
 from gfm_jepa.tasks.cli import spans_processes
 from gfm_jepa.tasks.ijepa import masked_smooth_l1, sample_masks, update_ema
@@ -207,6 +216,15 @@ def test_gaps_count_for_what_they_leave_in_infonce_and_among_modalities():
     (lambda: OptimizerConfig(warmup=-1), 'warmup -1'),
     (lambda: IJEPA(SENSORS, ema=(1.5, 2.0)), 'ema is'),
     (lambda: IJEPA(SENSORS, predictor_dim=128), 'predictor_dim is 128'),
+    (lambda: LatentMIM(SENSORS, temperature=0.0), 'temperature is 0.0'),
+    (lambda: LatentMIM(SENSORS, instance_weight=-1.0), 'instance_weight is -1.0'),
+    (lambda: LeJEPA(SENSORS, num_slices=0), 'num_slices is 0'),
+    (lambda: LeJEPA(SENSORS, sigreg_weight=2.0), 'sigreg_weight is 2.0'),
+    (lambda: VICReg(SENSORS, weights=(25.0, -1.0, 1.0)), 'weights is'),
+    (lambda: IJEPA(SENSORS, EncoderConfig(drop_path_rate=1.0)), 'drop_path_rate is 1.0'),
+    (lambda: HeadConfig(mixup=-1.0), 'head.mixup is -1.0'),
+    (lambda: HeadConfig(label_smoothing=1.0), 'label_smoothing 1.0'),
+    (lambda: PixelHeadConfig(width=0), 'width 0'),
 ])  # fmt: skip
 def test_numbers_that_cannot_be_are_refused(build, said):
     with pytest.raises(InputError, match=said):
@@ -225,6 +243,11 @@ def test_a_target_that_cannot_follow_is_told(steps, told, caplog):
         task.on_fit_start()
     # 1 - momentum is 0.002 on average: exp(-1) of the start is left after 500 steps.
     assert ('37 % of the target encoder' in caplog.text) == told
+    assert ('are still its random start' in caplog.text) == told
+    task.encoder_config = EncoderConfig(weights='trained/')
+    with caplog.at_level('INFO'):
+        task.on_fit_start()
+    assert ('are still as in trained/' in caplog.text) == told
     trainer.precision = 'bf16-true'
     with pytest.raises(InputError, match='take bf16-mixed'):
         task.on_fit_start()

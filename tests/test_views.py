@@ -2,6 +2,7 @@ import pytest
 import torch
 from conftest import sensor
 
+from gfm_jepa import InputError
 from gfm_jepa.views import (
     Views,
     add_noise,
@@ -68,10 +69,58 @@ def test_dropping_never_takes_the_last():
     x = {'a': torch.ones(500, 3, 2, 2), 'b': torch.ones(500, 3, 2, 2)}
     x['b'][:100] = float('nan')
     bands = drop_bands(x, 0.9, generator())['a'].isnan()[:, :, 0, 0]
-    assert 0.5 < bands.float().mean() < 0.7 and not bands.all(1).any()
+    assert bands.float().mean() > 0.3 and bands.sum(1).max() == 1
     gone = {k: v.isnan().flatten(1).all(1) for k, v in drop_modalities(x, 0.9, generator()).items()}
     assert not (gone['a'] & gone['b']).any()
     assert not gone['a'][:100].any() and gone['a'][100:].float().mean() > 0.3
+
+
+@pytest.mark.parametrize(('bands', 'share'), [(1, 0.0), (3, (1 - 0.8**3) / 3), (12, 0.2)])
+def test_bands_drop_as_often_as_stated_and_half_of_them_stay(bands, share):
+    gone = drop_bands({'a': torch.ones(20000, bands, 1, 1)}, 0.2, generator())['a'].isnan()
+    assert gone.float().mean().item() == pytest.approx(share, abs=0.005)
+    assert gone.flatten(1).sum(1).max() <= bands // 2
+    x = torch.ones(500, 4, 1, 1)
+    x[:, 0] = float('nan')  # of four, two must stay: of the three that are there, one may go
+    assert (drop_bands({'a': x}, 0.9, generator())['a'].isfinite().flatten(1).sum(1) >= 2).all()
+
+
+@pytest.mark.parametrize('count', [2, 5])
+def test_modalities_drop_as_often_as_stated(count):
+    x = {str(i): torch.ones(20000, 1, 1, 1) for i in range(count)}
+    gone = torch.stack([v.isnan().flatten() for v in drop_modalities(x, 0.2, generator()).values()])
+    # Only where all would go does one stay.
+    assert gone.float().mean().item() == pytest.approx(0.2 - 0.2**count / count, abs=0.005)
+    assert not gone.all(0).any()
+
+
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        ({'num_global': 0}, 'num_global 0 and num_local 0; give at least 1'),
+        ({'num_local': -1}, 'num_local -1'),
+        ({'global_scale': (0.0, 1.0)}, r'views.global_scale is \[0.0, 1.0\]; give a lowest and'),
+        ({'global_scale': (0.5, 0.3)}, 'views.global_scale'),
+        ({'local_scale': (0.1, 1.5)}, 'above 0 and up to 1'),
+        ({'local_fraction': 0.0}, 'views.local_fraction is 0.0; give a share above 0'),
+        ({'gain': -0.1}, 'views.gain is -0.1; give 0 or more'),
+        ({'band_dropout': 1.5}, 'views.band_dropout is 1.5; give a probability from 0 to 1'),
+        ({'modality_dropout': -0.1}, 'views.modality_dropout'),
+        ({'erasing': float('nan')}, 'views.erasing'),
+    ],
+)
+def test_views_that_cannot_be_are_refused(options, said):
+    with pytest.raises(InputError, match=said):
+        Views(**options)
+
+
+def test_one_gsd_a_sample_is_that_of_the_batch():
+    batch = {'s': torch.rand(4, 2, 32, 32), 'gsd': {'s': torch.full((4,), 20.0)}}
+    make = Views().make
+    assert make(batch, {'s': sensor('s', 2)}, {'s': 8}, generator())[0]['gsd'] == {'s': 20.0}
+    batch['gsd'] = {'s': torch.tensor([10.0, 10.0, 20.0, 10.0])}
+    with pytest.raises(InputError, match='s came with several gsd in one batch, from 10 to 20 m'):
+        make(batch, {'s': sensor('s', 2)}, {'s': 8}, generator())
 
 
 def test_views_are_joined_by_kind_and_cover_equal_ground():
@@ -89,6 +138,10 @@ def test_views_are_joined_by_kind_and_cover_equal_ground():
         batch, sensors, {'fine': 8, 'coarse': 8}, generator()
     )
     assert torch.equal(views[0]['fine'], again[0]['fine'])
+    # View after view: whose row is whose shows in samples of one value each.
+    batch = {'fine': torch.arange(4.0).view(4, 1, 1, 1).expand(4, 2, 96, 96)}
+    rows = Views(2, 0, gain=0.0, offset=0.0).make(batch, sensors, {'fine': 8}, generator())[0]
+    assert rows['fine'][:, 0, 0, 0].round().tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
 def test_noise_is_as_strong_as_stated():

@@ -54,14 +54,15 @@ def match_bands(
             modality; a mapping or `Modality` of a trained name may have other bands; any other
             name is a new sensor.
         stem: Of new sensors; as most of the trained ones have it by default.
-        strict: Refuse a unit and statistics of a trained band that are not the trained ones, where
-            they else are not looked at: data bring their own.
+        strict: Refuse statistics of a trained band that are not the trained ones, where they else
+            are not looked at: data bring their own.
 
     Returns:
         The new encoder, in eval mode, and what was copied, per modality.
 
     Raises:
-        InputError: If a band is not one of the trained ones, or a new one has no statistics.
+        InputError: If a band is not one of the trained ones, a new one has no statistics, or a
+            trained modality comes in another unit.
     """
     trained = encoder.modalities
     if isinstance(modalities, str | Modality | Mapping):
@@ -138,8 +139,8 @@ def resolve_over(
         strict: As in `match_bands`.
 
     Raises:
-        InputError: If there are no statistics, or a unit or statistics of a trained band are
-            given that are not those it was trained with.
+        InputError: If there are no statistics, or another unit than the trained one, or, if
+            `strict`, statistics of a trained band that are not those it was trained with.
     """
     if isinstance(spec, str) and spec in trained:
         return trained[spec]
@@ -150,7 +151,7 @@ def resolve_over(
     known = trained.get(modality.name)
     if known is None:
         return modality.require_statistics()
-    if strict and modality.unit != known.unit:
+    if modality.unit != known.unit:
         raise InputError(
             f'{known.name} was trained in the unit "{known.unit}", but "{modality.unit}" is given; '
             f'convert the values, or give the sensor a name of its own.'

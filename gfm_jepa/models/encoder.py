@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..modalities import Modality, resolve_all
+from ..views import stated_gsd
 from .base import BaseEncoder, Batch
 from .block import Block
 from .patch_embed import PatchEmbed, order_encoding
@@ -162,11 +163,23 @@ class Encoder(BaseEncoder):
                 for m in resolved
             }
         )
-        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio, rate) for rate in rates)
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
+        self.set_drop_path(drop_path_rate)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.readout = nn.Linear(self.depths_dim, readout) if readout else None
         self.apply(_init_linear)
+
+    def set_drop_path(self, rate: float) -> None:
+        """Set the stochastic depth of the last block, rising linearly to it.
+
+        Raises:
+            InputError: If it is no chance below 1.
+        """
+        if not 0 <= rate < 1:
+            raise InputError(f'drop_path_rate is {rate}; give a chance from 0 to below 1.')
+        self.config['drop_path_rate'] = rate
+        for i, block in enumerate(self.blocks):
+            cast(Block, block).drop_path = rate * i / max(len(self.blocks) - 1, 1)
 
     @property
     def modalities(self) -> dict[str, Modality]:
@@ -206,7 +219,7 @@ class Encoder(BaseEncoder):
             if name not in rasters:
                 continue
             embed = self.embedder(name)
-            gsd = _gsd(batch, name) or embed.modality.gsd
+            gsd = stated_gsd(batch, name) or embed.modality.gsd
             grid = embed.grid(tuple(rasters[name].shape))
             number = rasters[name].shape[1] if rasters[name].ndim == 5 else 1
             grids.append(grid)
@@ -247,7 +260,8 @@ class Encoder(BaseEncoder):
         Args:
             batch: As in `forward`.
             kind: ``variance`` (standard deviation within the patch, mean over bands) or
-                ``brightness`` (its mean over bands and pixels above the darkest patch's).
+                ``brightness`` (its mean over bands and pixels above the darkest patch's), both over
+                what is there.
         """
         signals = [
             by_date(x, self.embedder(n).signal(one_by_one(x), kind))
@@ -284,7 +298,7 @@ class Encoder(BaseEncoder):
             else:
                 embedded, there, found = embed.describe(one_by_one(x))
                 statistics.append(by_date(x, found.unsqueeze(1)))
-            embedded = embedded + embed.place(embed.grid(tuple(x.shape)), _gsd(batch, name))
+            embedded = embedded + embed.place(embed.grid(tuple(x.shape)), stated_gsd(batch, name))
             tokens.append(by_date(x, embedded))
             valid.append(by_date(x, there))
         joined = torch.cat(tokens, dim=1)
@@ -469,27 +483,6 @@ def pool_depths(levels: Sequence[Tensor], valid: Tensor) -> Tensor:
     centre = means[-1].nan_to_num(0.0).unsqueeze(1)
     spread = masked_mean((levels[-1] - centre).square(), valid)
     return torch.cat([*means, (spread + 1e-12).sqrt()], dim=1)
-
-
-def _gsd(batch: Batch, name: str) -> float | None:
-    """Metres per pixel that the batch states for a modality, if it does."""
-    given = batch.get('gsd')
-    if given is not None and not isinstance(given, Mapping):
-        raise InputError(
-            f'The batch has gsd {given!r}; give metres per pixel by modality: {{"{name}": 10.0}}.'
-        )
-    stated = given.get(name) if given else None
-    if stated is None:
-        return None
-    values = torch.as_tensor(stated).flatten()
-    if not bool((values > 0).all()):
-        raise InputError(f'{name} came with gsd {values.tolist()}; give metres per pixel above 0.')
-    if not bool((values == values[0]).all()):
-        raise InputError(
-            f'{name} came with several gsd in one batch, from {float(values.min()):g} to '
-            f'{float(values.max()):g} m; batch samples of one gsd together.'
-        )
-    return float(values[0])
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -326,14 +326,23 @@ class PatchEmbed(nn.Module):
 
     @torch.no_grad()
     def signal(self, x: Tensor, kind: str) -> Tensor:
-        """How much each patch of (B, C, H, W) holds: (B, N); see `Encoder.patch_signal`."""
-        values = self.normalise(x)
-        mean = nn.functional.avg_pool2d(values, self.patch_size)
+        """How much each patch of (B, C, H, W) holds: (B, N); see `Encoder.patch_signal`.
+
+        Over what is there alone: a gap taken for the mean would look like an edge. What makes no
+        token holds nothing.
+        """
+        values, there = self.normalise(x), x.isfinite()
+        weight = nn.functional.avg_pool2d(there.to(values), self.patch_size)  # by band
+        mean, square = (
+            nn.functional.avg_pool2d(v, self.patch_size) / weight.clamp_min(1e-6)
+            for v in (values, values.square())
+        )
+        by_band = mean if kind == 'brightness' else (square - mean.square()).clamp_min(0).sqrt()
+        signal = (by_band * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1e-6)
+        signal, gone = signal.flatten(1), ~self.valid_patches(x)
         if kind == 'brightness':
-            level = mean.mean(dim=1).flatten(1)
-            return level - level.amin(dim=1, keepdim=True)
-        square = nn.functional.avg_pool2d(values.square(), self.patch_size)
-        return (square - mean.square()).clamp_min(0).sqrt().mean(dim=1).flatten(1)
+            signal = signal - signal.masked_fill(gone, math.inf).amin(dim=1, keepdim=True)
+        return signal.masked_fill(gone, 0.0)
 
     def valid_patches(self, x: Tensor) -> Tensor:
         """Which patches of (B, C, H, W) have enough valid values: (B, N) boolean."""

@@ -56,10 +56,16 @@ class LinearPixels(nn.Module):
         self.tokens = nn.Conv2d(encoder.embed_dim, outputs, 1)
         self.bands = nn.Conv2d(bands, outputs, 1, bias=False) if pixels else None
 
-    def forward(self, encoder: Encoder, batch: Batch) -> Tensor:
-        """Map a batch of raw rasters to (B, K, H, W)."""
+    def forward(self, encoder: Encoder, batch: Batch, features: Tensor | None = None) -> Tensor:
+        """Map a batch of raw rasters to (B, K, H, W).
+
+        Args:
+            encoder: Embeds.
+            batch: As it takes it.
+            features: Its feature map of the batch on the grid of the modality, if that is known.
+        """
         # Interpolating is linear, and so is the head: the order is free, and this one is cheap.
-        coarse = self.tokens(self.norm(feature_map(encoder, batch, self.modality)))
+        coarse = self.tokens(self.norm(_filled(features, encoder, batch, self.modality)))
         x = encoder.rasters(batch)[self.modality]
         answer: Tensor = F.interpolate(coarse, x.shape[-2:], mode='bilinear', align_corners=False)
         if self.bands is not None:
@@ -87,9 +93,9 @@ class UPerNetPixels(nn.Module):
         self.decoder: Any = UPerNetDecoder(channels, len(STRIDES), width)
         self.answer: Any = SegmentationHead(width, outputs, kernel_size=1, upsampling=4)
 
-    def forward(self, encoder: Encoder, batch: Batch) -> Tensor:
-        """Map a batch of raw rasters to (B, K, H, W)."""
-        last = feature_map(encoder, batch, self.modality)
+    def forward(self, encoder: Encoder, batch: Batch, features: Tensor | None = None) -> Tensor:
+        """Map a batch of raw rasters to (B, K, H, W), as `LinearPixels`."""
+        last = _filled(features, encoder, batch, self.modality)
         x = encoder.rasters(batch)[self.modality]
         if x.shape[-2] % STRIDES[-1] or x.shape[-1] % STRIDES[-1]:
             raise InputError(
@@ -102,7 +108,7 @@ class UPerNetPixels(nn.Module):
         return answer
 
 
-def feature_map(encoder: Encoder, batch: Batch, modality: str) -> Tensor:
+def _filled(features: Tensor | None, encoder: Encoder, batch: Batch, modality: str) -> Tensor:
     """Tokens on the grid of a modality (B, D, h, w), 0 where there is none."""
-    found = encoder.forward_feature_map(batch, modality)
+    found = encoder.forward_feature_map(batch, modality) if features is None else features
     return torch.nan_to_num(found, 0.0) if bool(found.isnan().any()) else found

@@ -73,6 +73,7 @@ class Predictor(nn.Module):
         batch, blocks, length = target_ids.shape
         place = sincos_positions(layout.positions, self.predictor_dim)
         place = place + order_encoding(layout.date_ids, self.predictor_dim)
+        place = place.to(self.mask_token.dtype)  # of weights in 16 bits
         place = (place + self.modality_vectors[layout.modality_ids]).expand(batch, -1, -1)
         queries = self.mask_token + take(place, target_ids.flatten(1).clamp_min(0))
         known = self.embed(context) + take(place, context_ids.clamp_min(0))

@@ -49,9 +49,10 @@ class EncoderConfig:
         small_images: Of a timm ResNet a stem of 3 x 3, stride 1 and no pooling, of a timm ViT
             patches of half the side: for images of 32 to 96 pixels.
         pretrained: Start from timm's published weights; fetched from the Hub.
-        weights: What to go on from, as `from_pretrained` takes it. They say the sizes; modalities
-            that they lack get new patch embedders, of kind `stem`. Pretraining keeps those that the
-            data lack; a timm model keeps its own.
+        weights: What to go on from, as `from_pretrained` takes it. They say the sizes and the
+            backbone; modalities that they lack get new patch embedders, of kind `stem`. Pretraining
+            keeps those that the data lack; a timm model keeps its own. `drop_path_rate` holds where
+            it is above 0.
         freeze: Keep what those weights hold as it is, and train new patch embedders alone.
     """
 
@@ -139,6 +140,12 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         """Build the encoder."""
         c = self.encoder_config
         if c.weights is not None:
+            for option in ('backbone', 'small_images', 'pretrained'):
+                if getattr(c, option):
+                    raise InputError(
+                        f'encoder.{option} is given beside encoder.weights, which say what the '
+                        f'encoder is; leave one of the two out.'
+                    )
             self.encoder = self._load(c.weights)
             self.train()  # weights come in evaluation mode
             return
@@ -165,8 +172,12 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         """Take trained weights, with new patch embedders where the data hold more than they."""
         c, trained = self.encoder_config, from_pretrained(source)
         if not isinstance(trained, Encoder):
-            if c.freeze:
-                raise InputError(f'encoder.freeze is for encoders of ours, and {source} is none.')
+            for option in ('freeze', 'drop_path_rate'):
+                if getattr(c, option):
+                    raise InputError(
+                        f'encoder.{option} beside weights is for encoders of ours, and {source} is '
+                        f'none; leave it out.'
+                    )
             return trained
         given = [m.name for m in resolve_all(self.modality_specs)]
         kept = [n for n in trained.modalities if n not in given] if self.keeps_modalities else []
@@ -174,6 +185,8 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
             trained, None, [*kept, *self.modality_specs], c.stem, strict=False
         )
         rank_zero_info(format_matches(matches))
+        if c.drop_path_rate:
+            encoder.set_drop_path(c.drop_path_rate)
         if c.freeze:
             embedders = [encoder.embedder(n) for n in trained.modalities if n in [*kept, *given]]
             readout = [] if encoder.readout is None else [encoder.readout]
@@ -201,14 +214,19 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         """
         if not isinstance(self.encoder, Encoder):
             raise InputError(
-                f"{type(self).__name__} hides tokens, and timm's {self.encoder_config.backbone} "
-                f'has none that could be dropped; take encoder.backbone=null, or LeJEPA, VICReg or '
+                f"{type(self).__name__} hides tokens, and timm's {self.encoder.config['backbone']} "
+                f'has none that could be dropped; take an encoder of ours, or LeJEPA, VICReg or '
                 f'SimSiam with it.'
             )
-        if any(STEMS[kind].leaks for kind in self.encoder.stems.values()):
+        if leaking := [n for n, kind in self.encoder.stems.items() if STEMS[kind].leaks]:
+            weights = self.encoder_config.weights
+            remedy = 'encoder.stem=linear with this method' if weights is None else (
+                f'weights whose stems are linear (and encoder.stem=linear for new sensors), or '
+                f'LeJEPA, VICReg or SimSiam with {weights}'
+            )  # fmt: skip
             raise InputError(
-                'The conv stem shows a token the margin of its neighbours, so that masks would not '
-                'hide them; take encoder.stem=linear with this method.'
+                f'The conv stem of {", ".join(leaking)} shows a token the margin of its '
+                f'neighbours, so that masks would not hide them; take {remedy}.'
             )
 
     @property
@@ -389,15 +407,21 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
 
     def _log_held_out(self, name: str, batch: Mapping[str, Any], batch_idx: int) -> None:
         size = len(next(v for v in batch.values() if isinstance(v, Tensor)))
-        self.log(name, self.compute_loss(batch, batch_idx), batch_size=size, sync_dist=True)
+        loss = self.compute_loss(batch, batch_idx)
+        if loss is not None:
+            self.log(name, loss, batch_size=size, sync_dist=True)
 
-    def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """The method's loss of one batch."""
+    def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
+        """The method's loss of one batch.
+
+        None, on all ranks alike, for a batch that is left out, as there may be outside training.
+        """
         raise NotImplementedError
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """One step of the method."""
         loss = self.compute_loss(batch, batch_idx)
+        assert loss is not None
         self.log('train_loss', loss, prog_bar=True)
         return loss
 

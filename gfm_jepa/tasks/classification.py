@@ -51,6 +51,9 @@ class HeadConfig:
         multilabel: Whether a sample may have several classes; labels are (B, K) of 0 and 1 then.
         turns: Whether a sample is classified by the mean over its flips and quarter turns, which
             costs eight times as much; training turns its views anyway.
+
+    Raises:
+        InputError: If a share is none, or `mixup` is negative.
     """
 
     frozen: bool = False
@@ -60,6 +63,17 @@ class HeadConfig:
     mixup: float = 0.0
     multilabel: bool = False
     turns: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share or parameter."""
+        if not 0 < self.layer_decay <= 1 or not 0 <= self.label_smoothing < 1:
+            raise InputError(
+                f'head has layer_decay {self.layer_decay} and label_smoothing '
+                f'{self.label_smoothing}; give a factor above 0 and up to 1, and a share from 0 to '
+                f'below 1.'
+            )
+        if not self.mixup >= 0:
+            raise InputError(f'head.mixup is {self.mixup}; give a number above 0, or 0 for none.')
 
 
 # One view, whole: what of `Views` is left are flips and quarter turns.

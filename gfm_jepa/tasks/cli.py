@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
@@ -211,7 +212,7 @@ class GfmJepaCLI(LightningCLI):
         """Look before anything is written, and whether something will be.
 
         Raises:
-            InputError: If no callback writes what is predicted.
+            InputError: If no callback writes what is predicted, or nothing was trained.
         """
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(c, BasePredictionWriter) for c in callbacks):
@@ -219,6 +220,12 @@ class GfmJepaCLI(LightningCLI):
                 'Nothing would write what is predicted; add --trainer.callbacks='
                 'gfm_jepa.tasks.WriteEmbeddings --trainer.callbacks.output=FOLDER.zarr, or take '
                 '`gfm-jepa embed`.'
+            )
+        encoder = self.model.encoder_config
+        if not (self._get(self.config_init, 'ckpt_path') or encoder.weights or encoder.pretrained):
+            raise InputError(
+                'Predictions would be those of random weights; name a checkpoint with --ckpt_path, '
+                'or weights with --model.encoder.weights.'
             )
         self._look('predict', 'predict')
 
@@ -232,7 +239,15 @@ class GfmJepaCLI(LightningCLI):
                 f'--model.encoder.weights, or name a checkpoint of `gfm-jepa fit`.'
             )
         self.datamodule.setup(stage)
-        dataset = getattr(self.datamodule, f'{part}_dataloader')().dataset
+        name = f'{part}_dataloader'
+        # A data module may lack the method, or return a list of no loaders.
+        loader = is_overridden(name, self.datamodule) and getattr(self.datamodule, name)()
+        dataset = getattr(loader, 'dataset', None)
+        if dataset is None:
+            raise InputError(
+                f'{type(self.datamodule).__name__} has no part to {stage}; take another data '
+                f'module, or give this one such a part, if it takes one.'
+            )
         if self.model.encoder.needs_half and isinstance(dataset, Rasters):
             require_half_of_bands(c.file for c in dataset.file_chips)
         sample = dataset[0]

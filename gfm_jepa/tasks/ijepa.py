@@ -99,9 +99,11 @@ class IJEPA(PretrainTask):
         slow = 1 - sum(self.ema) / 2
         left = math.exp(-slow * self.total_steps())
         if left > 0.05:
+            weights = self.encoder_config.weights
+            start = 'its random start' if weights is None else f'as in {weights}'
             rank_zero_info(
                 f'After {self.total_steps()} steps {100 * left:.0f} % of the target encoder, which '
-                f'is what you get, are still its random start; take more steps, or a lower ema '
+                f'is what you get, are still {start}; take more steps, or a lower ema '
                 f'than {list(self.ema)}, such as [{max(1 - 10 / self.total_steps(), 0):.4f}, 1.0].'
             )
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..losses import info_nce, patch_discrimination
 from ..masks import Mask, RandomCells, as_mask
 from ..models import Encoder, PatchEmbed, Predictor
@@ -37,7 +38,7 @@ class LatentMIM(PretrainTask):
         temperature: Of both losses.
 
     Raises:
-        InputError: If the stem leaks.
+        InputError: If the stem leaks, the temperature is not above 0, or the weight is negative.
 
     Source: OlmoEarth (Allen Institute for AI, 2025), "Latent MIM Lite"; Wei et al., "Towards Latent
         Masked Image Modeling" (2024).
@@ -58,6 +59,10 @@ class LatentMIM(PretrainTask):
         instance_weight: float = 0.1,
         temperature: float = 0.1,
     ) -> None:
+        if not temperature > 0:
+            raise InputError(f'temperature is {temperature}; give a number above 0, such as 0.1.')
+        if not instance_weight >= 0:
+            raise InputError(f'instance_weight is {instance_weight}; give 0 or more.')
         self.masks = as_mask(masks)
         self.predictor_dims = (predictor_dim, predictor_depth)
         self.instance_weight = instance_weight

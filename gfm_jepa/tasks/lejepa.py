@@ -1,10 +1,8 @@
 """LeJEPA: views of one place agree, and their distribution is an isotropic Gaussian."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..losses import SIGReg, view_invariance
 from ..photo_views import PhotoViews
 from ..views import Views
@@ -25,6 +23,9 @@ class LeJEPA(ViewTask):
         projection_dim: Width P of the projection on which the loss acts.
         hidden_dim: Hidden width of the projector.
 
+    Raises:
+        InputError: If there is one view, l is no share, or there are no directions.
+
     Source: Balestriero & LeCun, "LeJEPA: Provable and Scalable Self-Supervised Learning Without
         the Heuristics" (2025).
     """
@@ -40,6 +41,10 @@ class LeJEPA(ViewTask):
         projection_dim: int = 64,
         hidden_dim: int = 512,
     ) -> None:
+        if not 0 <= sigreg_weight <= 1:
+            raise InputError(f'sigreg_weight is {sigreg_weight}; give a share from 0 to 1.')
+        if num_slices < 1:
+            raise InputError(f'num_slices is {num_slices}; give 1 random direction or more.')
         self.sigreg_weight = sigreg_weight
         self.num_slices = num_slices
         self.projector_dims = (hidden_dim, projection_dim)
@@ -59,9 +64,8 @@ class LeJEPA(ViewTask):
         """Build SIGReg."""
         self.sigreg = SIGReg(self.num_slices)
 
-    def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Embed and project all views, and compare them."""
-        embeddings = self.embed_views(batch, batch_idx)
+    def compare(self, embeddings: Tensor, batch_idx: int) -> Tensor:
+        """Project all views, and compare them."""
         projections = self.projector(embeddings.flatten(0, 1)).unflatten(0, (self.num_views, -1))
         self.log_projections(projections)
         invariance = view_invariance(projections, self.views.num_global)

@@ -31,6 +31,9 @@ class PixelHeadConfig:
         pixels: Whether the linear head sees each pixel's own bands beside its token.
         width: Of UPerNet's decoder.
         turn: Whether training chips are flipped and turned by quarters.
+
+    Raises:
+        InputError: If the factor or the width is none.
     """
 
     kind: str = 'linear'
@@ -40,12 +43,20 @@ class PixelHeadConfig:
     width: int = 64
     turn: bool = True
 
+    def __post_init__(self) -> None:
+        """Refuse what is no factor or width."""
+        if not 0 < self.layer_decay <= 1 or self.width < 1:
+            raise InputError(
+                f'head has layer_decay {self.layer_decay} and width {self.width}; give a factor '
+                f'above 0 and up to 1, and 1 channel or more.'
+            )
+
 
 class PixelTask(SupervisedTask):
     """Base of the tasks that predict a raster of the batch from its other modalities.
 
-    Pixels where the target is NaN teach and count nothing. A sample may lack any modality but the
-    first, on whose grid the answer is.
+    Pixels where the target or the first input is NaN teach and count nothing, as maps say nothing
+    there. A sample may lack any modality but that first one, on whose grid the answer is.
 
     Args:
         modalities: What the data holds, the target included; the encoder embeds the others.
@@ -116,7 +127,9 @@ class PixelTask(SupervisedTask):
 
     def answer(self, batch: Mapping[str, Any]) -> Tensor:
         """Answers (B, K, H, W) on the grid of the first input."""
-        found: Tensor = self.head(self.encoder, batch)
+        features = self.encoder.forward_feature_map(batch, self.inputs[0]['name'])
+        self.log_health(features.detach().flatten(2).nanmean(dim=2))  # over the ground: (B, D)
+        found: Tensor = self.head(self.encoder, batch, features)
         return found
 
     def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
@@ -128,11 +141,13 @@ class PixelTask(SupervisedTask):
         return self.criterion(answers, truth)
 
     def _pair(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Answers (B, K, H, W) and the target (B, H, W) on their grid."""
+        """Answers (B, K, H, W) and the target (B, H, W) on their grid, NaN without an input."""
         answers, truth = self.answer(batch), batch[self.target][:, 0]
         if truth.shape[-2:] != answers.shape[-2:]:
             truth = F.interpolate(truth[:, None], answers.shape[-2:], mode='nearest-exact')[:, 0]
-        return answers, truth
+        first = self.encoder.rasters(batch)[self.inputs[0]['name']]
+        shown = first.isfinite().any(dim=1)  # where `Segmenter` maps something
+        return answers, truth.where(shown, torch.nan)
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Answers in the end's unit: see `present`."""

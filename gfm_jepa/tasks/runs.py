@@ -3,7 +3,6 @@
 import csv
 import os
 import signal
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         part.replace(whole)
 
 
+class _ContinuedWriter(ExperimentWriter):
+    """Writes behind the rows that are there."""
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir=log_dir)
+        path = Path(self.metrics_file_path)
+        found = path.read_bytes() if path.is_file() else b''
+        # A kill may have torn the last row, which the next one would be glued to.
+        whole = found[: found.rfind(b'\n') + 1]
+        if whole != found:
+            part = path.with_name(path.name + '.part')
+            part.write_bytes(whole)
+            part.replace(path)
+        self.metrics_keys = next(csv.reader(whole.decode().splitlines()), [])
+
+    def _check_log_dir_exists(self) -> None:
+        """Delete nothing; Lightning's own deletes the rows."""
+
+
 class ContinuedCSVLogger(CSVLogger):
     """A CSVLogger that goes on with the ``metrics.csv`` that is there; Lightning's deletes it."""
 
@@ -54,15 +72,7 @@ class ContinuedCSVLogger(CSVLogger):
     def experiment(self) -> ExperimentWriter:
         """The writer, behind the rows of the run that was broken off."""
         if self._experiment is None:
-            path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
-            kept = path.read_text() if path.is_file() else ''
-            with warnings.catch_warnings():
-                warnings.filterwarnings('ignore', message='Experiment logs directory')
-                writer = ExperimentWriter(log_dir=self.log_dir)
-            if kept:
-                path.write_text(kept)
-                writer.metrics_keys = next(csv.reader(kept.splitlines()))
-            self._experiment = writer
+            self._experiment = _ContinuedWriter(self.log_dir)
         assert isinstance(self._experiment, ExperimentWriter)
         return self._experiment
 

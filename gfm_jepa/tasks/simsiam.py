@@ -1,6 +1,5 @@
 """SimSiam: one view predicts the other, which takes no gradient."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -78,9 +77,8 @@ class SimSiam(ViewTask):
             for group in super().parameter_groups() for predicts, rate in rates.items()
         ]  # fmt: skip
 
-    def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Embed, project and predict both views."""
-        embeddings = self.embed_views(batch, batch_idx)
+    def compare(self, embeddings: Tensor, batch_idx: int) -> Tensor:
+        """Project and predict both views."""
         # View by view: these batch norms see one view at a time, as in the source.
         projections = torch.stack([self.projector(view) for view in embeddings])
         self.log_projections(projections)

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 from torchmetrics import MetricCollection
 
+from ..errors import InputError
 from .base import PretrainTask
 from .layer_decay import parameter_groups
 
@@ -20,6 +21,18 @@ class SupervisedTask(PretrainTask):
     keeps_modalities = False
     head_config: Any
     head: nn.Module
+
+    def configure_model(self) -> None:
+        """Refuse to be sharded: only a loss gathers the shards, and metrics need them too.
+
+        Raises:
+            InputError: Under Lightning's ModelParallelStrategy.
+        """
+        if self.device_mesh is not None:
+            raise InputError(
+                f'{type(self).__name__} came with ModelParallelStrategy, which is for pretraining; '
+                f'take trainer.strategy=ddp.'
+            )
 
     def put_head(self, head: nn.Module) -> None:
         """Set the head, and freeze the encoder if it is to stay as it is."""

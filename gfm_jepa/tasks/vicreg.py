@@ -1,10 +1,8 @@
 """VICReg: views of one place agree, every direction varies, and no two say the same."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
+from ..errors import InputError
 from ..losses import VICReg as VICRegLoss
 from ..models.projectors import projector
 from ..photo_views import PhotoViews
@@ -24,6 +22,9 @@ class VICReg(ViewTask):
         weights: Of invariance, variance and covariance.
         expander_dims: Width of each of the expander's layers.
 
+    Raises:
+        InputError: If there is one view, or a weight is negative.
+
     Source: Bardes, Ponce & LeCun, "VICReg" (2022), section 4 and algorithm 1.
     Differs from the source: an expander of 512 in place of 8192, for small encoders, and all views
         of a batch at once in batch norms.
@@ -38,6 +39,8 @@ class VICReg(ViewTask):
         weights: tuple[float, float, float] = (25.0, 25.0, 1.0),
         expander_dims: tuple[int, ...] = (512, 512, 512),
     ) -> None:
+        if min(weights) < 0:
+            raise InputError(f'weights is {list(weights)}; give three of 0 or more.')
         self.weights = weights
         self.expander_dims = expander_dims
         super().__init__(modalities, encoder, optimizer, views)
@@ -51,9 +54,8 @@ class VICReg(ViewTask):
         """Build the loss."""
         self.criterion = VICRegLoss(*self.weights)
 
-    def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Embed and expand the views, and compare them."""
-        embeddings = self.embed_views(batch, batch_idx)
+    def compare(self, embeddings: Tensor, batch_idx: int) -> Tensor:
+        """Expand the views, and compare them."""
         projections = self.projector(embeddings.flatten(0, 1)).unflatten(0, (self.num_views, -1))
         self.log_projections(projections)
         invariance, variance, covariance = self.criterion(projections)

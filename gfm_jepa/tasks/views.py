@@ -14,13 +14,16 @@ from .base import FEWEST_RANKED, EncoderConfig, ModalitySpecs, OptimizerConfig, 
 
 
 class ViewTask(PretrainTask):
-    """Base of the tasks that embed several views of each sample.
+    """Base of the tasks that embed several views of each sample, and `compare` them.
 
     Args:
         modalities: What to embed: known names, YAML paths, or mappings of `Modality` fields.
         encoder: Which encoder to train.
         optimizer: How to train it.
         views: How views are made: `Views` of images from above, `PhotoViews` of photographs.
+
+    Raises:
+        InputError: If there is one view.
     """
 
     smallest_group = 2  # they are compared with each other
@@ -37,6 +40,11 @@ class ViewTask(PretrainTask):
             views if not isinstance(views, Mapping)
             else PhotoViews(**views) if 'jitter' in views else Views(**views)
         )  # fmt: skip
+        if self.num_views < 2:
+            raise InputError(
+                f'{type(self).__name__} compares the views of a sample, but views asks for one; '
+                f'raise views.num_global or views.num_local.'
+            )
         super().__init__(modalities, encoder, optimizer)
 
     @property
@@ -44,38 +52,58 @@ class ViewTask(PretrainTask):
         """Views V of a sample."""
         return self.views.num_global + self.views.num_local
 
-    def embed_views(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+    def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
+        """Embed the views, and compare them; None for too few samples, outside training."""
+        embeddings = self.embed_views(batch, batch_idx)
+        return None if embeddings is None else self.compare(embeddings, batch_idx)
+
+    def compare(self, embeddings: Tensor, batch_idx: int) -> Tensor:
+        """The method's loss of the embedded views (V, B, D)."""
+        raise NotImplementedError
+
+    def embed_views(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
         """Make the views of a batch and embed them: (V, B, D), the global ones first.
 
         A sample of which a view shows nothing valid is left out of the loss: its NaN would spread
         to all others in the projector's batch norms.
 
+        Returns:
+            The embeddings; None outside training if fewer than two samples are left, as they may
+            be of the last batch of a part.
+
         Raises:
-            InputError: If fewer than two samples are left.
+            InputError: If they are in training.
         """
         views = self.views.make(
             batch, self.encoder.modalities, self.encoder.patch_sizes, self.generator(batch_idx)
         )
         embeddings = torch.cat([self.encoder(view) for view in views])
-        self.log_health(embeddings[: len(embeddings) // self.views.num_global])
         by_view: Tensor = embeddings.unflatten(0, (self.num_views, -1))
-        if by_view.shape[1] * (1 if self._trainer is None else self.trainer.world_size) < 2:
+        self.log_health(by_view[0])
+        count = left = by_view.shape[1]
+        if not bool(embeddings.detach().isfinite().all()):  # the rare case: look at the pixels
+            has_data = torch.cat([self.encoder.has_data(view) for view in views])
+            there = has_data.unflatten(0, (self.num_views, -1)).all(dim=0)
+            by_view, left = by_view[:, there], int(there.sum())
+        # One sample alone will do where other ranks have theirs beside it.
+        alone = count * (1 if self._trainer is None else self.trainer.world_size) < 2
+        too_few = alone or left < min(count, 2)
+        if not self.training:
+            # Ranks draw views of their own, and one that went on would wait for one that does not.
+            if self._trainer is not None:
+                too_few = self.trainer.strategy.reduce_boolean_decision(too_few, all=False)
+            return None if too_few else by_view
+        if alone:
             raise InputError(
                 f'A batch has one sample, and {type(self).__name__} compares samples; raise '
                 f'data.batch_size, or leave out rasters whose kind gives one chip only.'
             )
-        if bool(embeddings.detach().isfinite().all()):  # the common case: no second look at pixels
-            return by_view
-        shown = torch.cat([self.encoder.has_data(view) for view in views])
-        there = shown.unflatten(0, (self.num_views, -1)).all(dim=0)
-        if bool(there.all()):
-            return by_view
-        if int(there.sum()) < 2:
+        if too_few:
             raise InputError(
-                f'{int(there.sum())} of {len(there)} samples of a batch have something valid in '
-                f'all their views; take chips with more data, or larger batches.'
+                f'{left} of {count} samples of a batch have something valid in all their views; '
+                f'take chips with more data, or larger batches.'
             )
-        return by_view[:, there]
+        return by_view
 
     def log_projections(self, projections: Tensor) -> None:
         """Log whether the projections (V, B, P) of the batch are alive.
