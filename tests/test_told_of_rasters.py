@@ -64,6 +64,15 @@ def test_a_fourth_band_of_eight_bits_is_alpha_only_where_nobody_says_otherwise(t
                 file.descriptions = names
         chip = Rasters([tmp_path / folder], [AERIAL], chip_size=64)[0]['aerial']
         assert torch.equal(chip, torch.from_numpy(values).float()), folder
+    # A mask beside the four bands holds.
+    path = write(tmp_path / 'f/aerial.tif', values, utm(), dtype='uint8')
+    mask = np.full((64, 64), 255, 'uint8')
+    mask[:, :20] = 0
+    with rasterio.open(path, 'r+') as file:
+        file.descriptions = ('red', 'green', 'blue', 'nir')
+        file.write_mask(mask)
+    chip = Rasters([path], [AERIAL], chip_size=64)[0]['aerial']
+    assert chip[:, :, :20].isnan().all() and chip[:, :, 20:].isfinite().all()
     # Warped, too: by GDAL's reading of the fourth band the dark half would not be there.
     turned = utm() @ Affine.rotation(20)
     path = write(tmp_path / 'c/aerial.tif', values, turned, dtype='uint8')
@@ -72,12 +81,41 @@ def test_a_fourth_band_of_eight_bits_is_alpha_only_where_nobody_says_otherwise(t
     data = Rasters([tmp_path / 'c'], [AERIAL], chip_size=64)
     middle = data[0]['aerial'][:, 28:36, 28:36]
     assert middle.isfinite().all() and (middle[3] < 20).any()
-    # For a sensor of three bands it is what it was.
+    # Alpha is what says so, what is of 0 and 255 alone, and what a sensor of three bands has more.
+    border = values.copy()
+    border[3] = np.where(np.arange(64)[:, None] < 32, 0, 255)
+    write(tmp_path / 'e/aerial.tif', border, utm(), dtype='uint8')
+    chip = Rasters([tmp_path / 'e'], [AERIAL], chip_size=64)[0]['aerial']
+    assert chip[:, :32].isnan().all() and chip[:3, 32:].isfinite().all() and chip[3].isnan().all()
+    for name in ('Band_4', 'Alpha channel'):
+        path = write(tmp_path / f'{name}/rgb.tif', values, utm(), dtype='uint8')
+        with rasterio.open(path, 'r+') as file:
+            file.descriptions = ('Band_1', 'Band_2', 'Band_3', name)
+        assert Rasters([path], modalities_of(['rgb']), chip_size=64)[0]['rgb'][:, :32].isnan().all()
     rgb = Modality('rgbx', ('red', 'green', 'blue'), 10.0, 'DN', mean=(1.0,) * 3, std=(1.0,) * 3,
                    source='made up')  # fmt: skip
     write(tmp_path / 'd/rgbx.tif', values, utm(), dtype='uint8')
     chip = Rasters([tmp_path / 'd'], [rgb], chip_size=64)[0]['rgbx']
     assert chip.shape[0] == 3 and chip[:, :32].isnan().all() and chip[:, 32:].isfinite().all()
+
+
+def test_bands_that_are_called_nothing_known_are_named_by_the_command_line(tmp_path):
+    path = write(tmp_path / 'sensor.tif', s2(0, bands=3), utm(), dtype='float32', nodata=np.nan)
+    with rasterio.open(path, 'r+') as file:
+        file.descriptions = ('Band_1', 'Band_2', 'Band_3')
+    said = Facts(bands=('B3', 'B2', 'B1'), nodata=-9999.0)
+    indexed(tmp_path, (sensor(),), said=said)
+    (chips,) = Rasters([tmp_path / 'x.parquet'], [sensor()]).file_chips
+    assert chips.file.band_ids == (3, 2, 1) and chips.file.nodata == -9999
+
+
+def test_one_band_files_with_alpha_are_one_product(tmp_path):
+    for i, name in enumerate(('B1', 'B2', 'B3')):
+        path = write(tmp_path / f'sensor_{name}.tif', s2(i, bands=2), utm(), dtype='uint16')
+        with rasterio.open(path, 'r+') as file:
+            file.colorinterp = (ColorInterp.gray, ColorInterp.alpha)
+    data = Rasters([tmp_path], [sensor()], chip_size=96)
+    assert data[0]['sensor'].shape == (3, 96, 96) and not data.left_out
 
 
 def test_tiles_that_are_called_like_bands_are_rasters_of_their_own(tmp_path):
@@ -188,6 +226,9 @@ def test_held_out_splits_are_never_trained_on(split):
     assert corners(data.train_dataset) == wanted['train']
     assert corners(data.val_dataset) == wanted['val']
     assert corners(data.test_dataset) == wanted['test']
+    data = module(split, val_paths=[str(split / 'x.parquet')], chip_size=16)
+    data.setup('validate')
+    assert corners(data.val_dataset) == wanted['val']
     data = module(split, keep=ChipFilter(split='test'))
     with pytest.raises(InputError, match='held out'):
         data.setup('fit')
@@ -244,8 +285,8 @@ def test_splits_know_that_the_earth_is_round():
     table = squares(10.0, 179.95, -180.05)
     names = assign_splits(table, SplitRule('file', shares=(0.5, 0.5, 0.0)))
     assert names[1] == names[2] != names[0]
-    names = assign_splits(squares(*west, 179.95), SplitRule('blocks', 40_000.0))
-    assert (names != '').any()
+    names = assign_splits(squares(179.85, 179.95, -179.95), SplitRule('blocks', 5e6))
+    assert len(set(names)) == 1 and names[0]
 
 
 def test_tiles_that_touch_share_no_ground_and_one_group_is_no_split():

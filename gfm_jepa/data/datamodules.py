@@ -180,8 +180,8 @@ class RastersDataModule(PretrainDataModule):
         paths: Files, folders and URLs (``name=path`` says which modality is there), one index
             (``gfm-jepa index``), or one cache (``gfm-jepa cache``).
         modalities: Which to read, the candidates for a place's anchor first.
-        val_paths: Other places, for validation; by default the ``val`` split of an index. An index
-            with splits trains on its ``train`` all the same.
+        val_paths: Other places, for validation, an index's ``val`` or all; by default the ``val``
+            split of `paths`, of which ``train`` alone is trained on in any case.
         chip_size: Side of a chip, pixels of the anchor; an index or a cache has its own.
         stride: Anchor pixels from one training chip to the next; a quarter chip by default.
         patch_size: Of the encoder, pixels; chips of other gsd are multiples of it wide.
@@ -195,7 +195,7 @@ class RastersDataModule(PretrainDataModule):
 
     Raises:
         InputError: From `setup`, if there is no usable chip, nothing to validate on, a held-out
-            split to train on, or something to keep of a cache, which takes all of its chips.
+            split to train on, or something to keep of a cache, of which all chips are taken.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class RastersDataModule(PretrainDataModule):
 
     def setup(self, stage: str) -> None:
         """Scan the folders, or read the index, and print what feeds what."""
-        splits = self._splits()
+        splits = _splits(self.paths)
         chosen = None if self.keep.split == 'train' else self.keep.split
         if stage == 'fit' and chosen:
             raise InputError(
@@ -240,8 +240,9 @@ class RastersDataModule(PretrainDataModule):
             return
         if self.val_paths or chosen or 'val' in splits:
             if not hasattr(self, 'val_dataset'):
-                split = None if self.val_paths else chosen or 'val'
-                self.val_dataset = self._open(self.val_paths or self.paths, self.chip_size, split)
+                paths = self.val_paths or self.paths
+                split = chosen or ('val' if _splits(paths) else None)
+                self.val_dataset = self._open(paths, self.chip_size, split)
         elif stage != 'fit':
             raise InputError('There is nothing to validate on; set data.val_paths to other places.')
 
@@ -267,12 +268,6 @@ class RastersDataModule(PretrainDataModule):
         """As `val_dataloader`."""
         return self.val_dataloader()
 
-    def _splits(self) -> set[str]:
-        """Of the index, if there is one."""
-        if [Path(p).suffix for p in self.paths] != ['.parquet']:
-            return set()
-        return splits_of(Path(self.paths[0]))
-
     def _in_order(self, dataset: Chips) -> DataLoader[Any]:
         batches = OrderedBatchSampler(self._groups(dataset), self.batch_size)
         return DataLoader(
@@ -283,10 +278,10 @@ class RastersDataModule(PretrainDataModule):
         """Rasters, an index, or a cache; said in a table."""
         dataset: Chips
         if len(paths) == 1 and is_cache(Path(paths[0])):
-            if self.keep != ChipFilter() or self.num_dates != 1:
+            if self.keep != ChipFilter() and paths == self.paths:
                 raise InputError(
-                    f'{paths[0]} is a cache, of which all chips are taken as they are; say what to '
-                    f'keep and how many dates when it is written, or name the rasters.'
+                    f'{paths[0]} is a cache, of which all chips are taken; say what to keep when '
+                    f'it is written, or name the rasters.'
                 )
             dataset = CachedChips(paths[0], self.modalities)
         else:
@@ -309,3 +304,8 @@ class RastersDataModule(PretrainDataModule):
         if lost := sum(map(len, groups)) - sum(map(len, kept)):
             rank_zero_info(f'{lost} chips left out that do not show {self.needs}')
         return kept
+
+
+def _splits(paths: Sequence[str]) -> set[str]:
+    """Of an index, if that is what the paths are."""
+    return splits_of(Path(paths[0])) if [Path(p).suffix for p in paths] == ['.parquet'] else set()

@@ -322,11 +322,15 @@ def gdal_name(uri: str) -> str:
     return uri
 
 
-def stack_bands(bands: Sequence[tuple[str, rasterio.DatasetReader, int]]) -> str:
+def stack_bands(
+    bands: Sequence[tuple[str, rasterio.DatasetReader, int]],
+    masked_by: rasterio.DatasetReader | None = None,
+) -> str:
     """Join bands of several rasters on one ground, as the text of a VRT on the finest grid.
 
     Args:
         bands: Name of each, its raster, and its 1-based number there.
+        masked_by: Of these rasters the one whose mask is that of all.
     """
     finest = max((source for _, source, _ in bands), key=lambda s: s.width)
     crs, transform = finest.crs, finest.transform
@@ -348,6 +352,15 @@ def stack_bands(bands: Sequence[tuple[str, rasterio.DatasetReader, int]]) -> str
             f'<SourceBand>{number}</SourceBand><SrcRect {size}/>'
             f'<DstRect {_place_on(finest, source)}/>'
             f'</SimpleSource></VRTRasterBand>'
+        ]
+    if masked_by is not None:
+        size = f'xOff="0" yOff="0" xSize="{masked_by.width}" ySize="{masked_by.height}"'
+        lines += [
+            f'<MaskBand><VRTRasterBand dataType="Byte"><SimpleSource>'
+            f'<SourceFilename relativeToVRT="0">{escape(absolute(masked_by.name))}</SourceFilename>'
+            f'<SourceBand>mask,1</SourceBand><SrcRect {size}/>'
+            f'<DstRect {_place_on(finest, masked_by)}/>'
+            f'</SimpleSource></VRTRasterBand></MaskBand>'
         ]
     return '\n'.join([*lines, '</VRTDataset>'])
 

@@ -26,6 +26,10 @@ from .sidecars import Facts, baseline_of, facts_of, joined, time_of
 from .zarr_cubes import BROKEN, find_cubes, is_store
 
 UNRECOGNISED = 'feeds no configured modality: neither its name, its folder nor its bands say so'
+# Descriptions of a fourth band that leave it to be alpha.
+_SAYS_NOTHING = re.compile(
+    r'(a|alpha.*|.*mask.*|opacity|(band|channel|layer)?[ _-]?\d+)?', re.IGNORECASE
+)
 _NO_PRODUCT = 'has bands'  # how the reasons begin why files are not the bands of one product
 _TIME_TAGS = ('datetime', 'ACQUISITION_DATE', 'DATE_ACQUIRED', 'SENSING_TIME', 'PRODUCT_START_TIME')
 
@@ -46,7 +50,7 @@ class Header:
     offset: tuple[float, ...] = ()
     time: str = ''
     number: tuple[int, ...] = field(default=())  # 1-based, of each band that holds data
-    guessed: bool = False  # the names are colours or numbers, which nobody wrote down
+    guessed: bool = False  # the names are colours, which nobody wrote down
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
@@ -80,22 +84,27 @@ def recognise(
         facts = joined([facts_of(file) for file in files])
     stated = found.stated or facts.modality or ''
     fed = _identify(found.path, ('',), modalities, stated)  # by what it is called
-    headers = headers_of(found, facts.bands or said.bands or (fed.bands if fed else ()))
+    names = facts.bands or said.bands or ()
+    headers = headers_of(found, len(names), len(fed.bands) if fed else 0)
     if isinstance(headers, str):
         apart = list(_apart(found, modalities, said)) if headers.startswith(_NO_PRODUCT) else []
         yield from apart or [headers]
         return
+    known = {band_key(b) for m in modalities for b in (*m.bands, *m.common_names) if b}
     for header in headers:
-        yield recognise_header(found, header, modalities, _completed(facts, header, said))
+        named = not header.guessed and any(band_key(name) in known for name in header.bands)
+        completed = _completed(facts, header, said, named)
+        yield recognise_header(found, header, modalities, completed)
 
 
-def _completed(facts: Facts, header: Header, said: Facts) -> Facts:
+def _completed(facts: Facts, header: Header, said: Facts, named: bool) -> Facts:
     """What sidecars say, and where neither they nor the raster do, what the command line does."""
-    fits = header.guessed and len(said.bands or ()) == len(header.bands)
+    fits = not named and len(said.bands or ()) == len(header.bands)
+    none = header.nodata is None or math.isnan(header.nodata)  # NaN is not there anyway
     return replace(
         facts,
         bands=facts.bands or (said.bands if fits else None),
-        nodata=said.nodata if facts.nodata is None and header.nodata is None else facts.nodata,
+        nodata=said.nodata if facts.nodata is None and none else facts.nodata,
     )
 
 
@@ -147,12 +156,14 @@ def recognise_header(
         return str(error).partition(' cannot ')[2] or str(error)
 
 
-def headers_of(found: Found, names: Sequence[str] = ()) -> list[Header] | str:
+def headers_of(found: Found, stated: int = 0, wanted: int = 0) -> list[Header] | str:
     """Headers of the rasters in a file, or why there is none.
 
     Args:
         found: From `find_rasters`.
-        names: Of its bands, as others state them: if there is one for each, none of them is alpha.
+        stated: How many bands it has, by the names that others state for them.
+        wanted: How many the modality has that it is called after. A band that GDAL takes for alpha
+            is none if `stated` counts it, or `wanted` does and it is no mask.
     """
     path = Path(found.path)
     if not found.path.startswith('/vsi') and is_store(path):
@@ -173,7 +184,7 @@ def headers_of(found: Found, names: Sequence[str] = ()) -> list[Header] | str:
             if broken := _truncation(found.path, source):
                 return broken
             if source.count:
-                return [_header(source, absolute(found.path), names)]
+                return [_header(source, absolute(found.path), stated, wanted)]
             parts = [stack.enter_context(rasterio.open(name)) for name in source.subdatasets]
             singles = [(s.name.rpartition(':')[2], s, 1) for s in parts if s.count == 1]
             headers = [_header(s, s.name) for s in parts if s.count > 1]
@@ -191,24 +202,39 @@ def _no_product(sources: Sequence[rasterio.DatasetReader]) -> str | None:
         gaps = [abs(a - b) for a, b in zip(first.bounds, other.bounds, strict=True)]
         if first.crs != other.crs or max(gaps) > 1.5 * pixel:
             return f'{_NO_PRODUCT} of different ground ({first.name} and {other.name})'
-        if other.count > 1:
+        if len(other.indexes) - len(_alpha(other)) > 1:
             return f'{_NO_PRODUCT} that are several in one file ({other.name})'
     return None
 
 
-def _header(source: rasterio.DatasetReader, uri: str, names: Sequence[str] = ()) -> Header:
+def _alpha(source: rasterio.DatasetReader) -> list[int]:
+    """Which bands are alpha, as GDAL has it."""
+    return [i for i in source.indexes if source.colorinterp[i - 1] is ColorInterp.alpha]
+
+
+def _is_opaque(source: rasterio.DatasetReader, band: int, stated: int, wanted: int) -> bool:
+    """Whether what GDAL takes for alpha, as it does any fourth band of 8 bits, holds data."""
+    if not _SAYS_NOTHING.fullmatch(source.descriptions[band - 1] or ''):
+        return True
+    if source.count == stated:
+        return True
+    side = (min(source.width, 256), min(source.height, 256))
+    centre = Window((source.width - side[0]) // 2, (source.height - side[1]) // 2, *side)
+    return source.count == wanted and not np.isin(source.read(band, window=centre), (0, 255)).all()
+
+
+def _header(source: rasterio.DatasetReader, uri: str, stated: int = 0, wanted: int = 0) -> Header:
     """Header of a raster that GDAL opened; an alpha band is a mask, no data."""
-    alpha = [i for i in source.indexes if source.colorinterp[i - 1] is ColorInterp.alpha]
-    # To GDAL the fourth band of 8 bits is alpha where nobody says otherwise; a name does.
-    called = {band_key(source.descriptions[i - 1] or '') for i in alpha}
-    if alpha and 'alpha' not in called and (any(called) or len(names) == source.count):
-        # Warping takes it for alpha too, but where there are no colours.
-        uri = stack_bands([(source.descriptions[i - 1] or '', source, i) for i in source.indexes])
-        alpha, opaque = [], True
-    else:
-        opaque = False
-    data = [i for i in source.indexes if i not in alpha]
+    alpha = _alpha(source)
+    opaque = bool(alpha) and _is_opaque(source, alpha[-1], stated, wanted)
+    data = [i for i in source.indexes if opaque or i not in alpha]
     flags = source.mask_flag_enums[data[0] - 1]
+    masked = MaskFlags.per_dataset in flags or MaskFlags.alpha in flags
+    if opaque:
+        masked = masked and MaskFlags.alpha not in flags
+        # Warping takes it for alpha too, but where there are no colours.
+        called = [(source.descriptions[i - 1] or '', source, i) for i in data]
+        uri = stack_bands(called, source if masked else None)
     colours = [source.colorinterp[i - 1].name for i in data]
     named = any(c in ('red', 'green', 'blue') for c in colours)
     bands = [source.descriptions[i - 1] or '' for i in data]
@@ -221,7 +247,7 @@ def _header(source: rasterio.DatasetReader, uri: str, names: Sequence[str] = ())
     return Header(
         uri, tuple(bands), source.crs, source.transform, source.width, source.height,
         nodata=source.nodatavals[data[0] - 1],
-        masked=not opaque and (MaskFlags.per_dataset in flags or MaskFlags.alpha in flags),
+        masked=masked,
         scale=tuple(scale) if stated else (), offset=tuple(offset) if stated else (),
         time=time_of([tags.get(k, '') for k in _TIME_TAGS]) or '',
         number=() if len(data) == source.count else tuple(data), guessed=guessed,
@@ -238,7 +264,7 @@ def _stacked(bands: Sequence[tuple[str, rasterio.DatasetReader, int]]) -> Header
         scale=tuple(s.scales[0] for _, s, _ in bands) if stated else (),
         offset=tuple(s.offsets[0] for _, s, _ in bands) if stated else (),
         number=(), guessed=False,
-    )  # fmt: skip
+    )  # fmt: skip  # the names are those of files
 
 
 def _zarr_headers(path: Path) -> list[Header] | str:
@@ -249,8 +275,7 @@ def _zarr_headers(path: Path) -> list[Header] | str:
         return f'cannot be opened ({reason(error)})'
     return [
         Header(c.uri, c.bands, c.crs, c.transform, c.shape[1], c.shape[0], c.nodata,
-               scale=c.scale, offset=c.offset, time=time_of([c.time]) or '',
-               guessed=all(band.isdigit() for band in c.bands))
+               scale=c.scale, offset=c.offset, time=time_of([c.time]) or '')
         for c in cubes
     ] or 'holds no array of two to four axes'  # fmt: skip
 

@@ -140,7 +140,7 @@ def _modality(found: Found, name: str | None, bands: Sequence[str] | None, unit:
             return MODALITIES[name]
         if not unit and set(bands) <= set(MODALITIES[name].bands):
             return resolve({'name': name, 'bands': list(bands)})
-    headers = headers_of(found, bands or ())
+    headers = headers_of(found, len(bands or ()))
     if isinstance(headers, str):
         raise InputError(f'{found.path} {headers}; put a readable file first.')
     if bands is None:

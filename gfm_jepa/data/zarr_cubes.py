@@ -96,7 +96,7 @@ def find_cubes(path: Path) -> Iterator[Cube]:
         bands = stated or ([name] if count == 1 else [str(i + 1) for i in range(count)])
         crs, transform = _georeference(attributes, group, array.shape)
         fill = _number(attributes.get('_FillValue', attributes.get('nodata')))
-        if fill is None and array.fill_value:
+        if fill is None and array.fill_value and not math.isnan(array.fill_value):
             fill = float(array.fill_value)  # of what was never written, and xarray's in zarr 2
         scale, offset = (_number(attributes.get(k)) for k in ('scale_factor', 'add_offset'))
         dates = _dates(group, times)

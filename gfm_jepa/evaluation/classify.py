@@ -149,7 +149,7 @@ def _raster(path: Path, modality: Modality, bands: Sequence[str] | None) -> Rast
     """How a raster is read: as `gfm-jepa embed` reads it, whether it has a place or not."""
     facts = Facts(bands=tuple(bands) if bands else None).over(facts_of(path))
     found = Found(str(path), modality.name)
-    headers = headers_of(found, facts.bands or modality.bands)
+    headers = headers_of(found, len(facts.bands or ()), len(modality.bands))
     if isinstance(headers, str):
         raise InputError(f'{path} is a broken raster ({headers}); replace it.')
     if len(headers) > 1:

@@ -222,10 +222,12 @@ class GfmJepaCLI(LightningCLI):
                 '`gfm-jepa embed`.'
             )
         encoder = self.model.encoder_config
-        if not (self._get(self.config_init, 'ckpt_path') or encoder.weights or encoder.pretrained):
+        labelled = isinstance(self.model, SupervisedTask)  # a head is in no weights
+        trained = (encoder.weights or encoder.pretrained) and not labelled
+        if not (trained or self._get(self.config_init, 'ckpt_path')):
             raise InputError(
-                'Predictions would be those of random weights; name a checkpoint with --ckpt_path, '
-                'or weights with --model.encoder.weights.'
+                'Predictions would be those of random weights; name a checkpoint with --ckpt_path'
+                + ('.' if labelled else ', or weights with --model.encoder.weights.')
             )
         self._look('predict', 'predict')
 
