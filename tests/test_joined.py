@@ -91,3 +91,12 @@ def test_a_part_draws_no_number_of_its_own(archives):
     some = RastersDataModule([str(archives / 'a')], [OPTICAL], samples_per_epoch=3)
     with pytest.raises(InputError, match='leave it out, and see repeats'):
         JoinedDataModule([some])
+
+
+def test_a_benchmark_may_come_at_another_size():
+    samples = [{'rgb': torch.rand(3, 48, 48), 'label': torch.tensor(i % 2)} for i in range(4)]
+    known = Benchmark('fine', 'made up', 'rgb', 0.3, samples, samples, samples, ('a', 'b'))
+    data = BenchmarkDataModule(known, batch_size=2, image_size=72)
+    batch = next(iter(data.test_dataloader()))
+    told = data.on_after_batch_transfer(batch, 0)
+    assert batch['rgb'].shape == (4, 3, 72, 72) and abs(told['gsd']['rgb'] - 0.2) < 1e-9

@@ -10,6 +10,7 @@ from ..modalities import MODALITIES
 from .benchmarks import Benchmark, load_benchmark
 from .datamodules import PretrainDataModule
 from .few_labels import labels_of_dataset, stratified
+from .resized import resize
 from .samplers import ResumableLoader
 
 
@@ -23,6 +24,8 @@ class BenchmarkDataModule(PretrainDataModule):
         draw: Which draw of these.
         batch_size: Samples of a batch on one rank.
         num_workers: Processes that read.
+        image_size: Side, pixels, to which chips are resampled; their own by default. A task that
+            learned from crops, which it saw enlarged, is the better tested with larger chips.
 
     Raises:
         InputError: If there is no such benchmark, its data are missing, or it has no class a chip.
@@ -36,6 +39,7 @@ class BenchmarkDataModule(PretrainDataModule):
         draw: int = 0,
         batch_size: int = 64,
         num_workers: int = 0,
+        image_size: int | None = None,
     ) -> None:
         benchmark = load_benchmark(dataset, root) if isinstance(dataset, str) else dataset
         if benchmark.target != 'label':
@@ -43,6 +47,8 @@ class BenchmarkDataModule(PretrainDataModule):
                 f'{benchmark.name} has a class for every pixel, not for every chip; take '
                 f'`gfm-jepa benchmark`, or SemanticSegmentation on RastersDataModule.'
             )
+        if image_size is not None:
+            benchmark = resize(benchmark, image_size)
         super().__init__([MODALITIES[benchmark.modality].to_dict()], batch_size, num_workers)
         self.benchmark = benchmark
         self.train_dataset: Dataset[Any] = benchmark.train
