@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from gfm_jepa import from_pretrained, save_pretrained
 from gfm_jepa.cli import main
 from gfm_jepa.data import BenchmarkDataModule
+from gfm_jepa.data.benchmarks import Benchmark
 from gfm_jepa.errors import InputError
 from gfm_jepa.models import Encoder, TimmEncoder
 from gfm_jepa.models.heads import load_classifier
@@ -309,3 +310,16 @@ def test_a_task_with_labels_is_not_sharded():
     task._device_mesh = object()
     with pytest.raises(InputError, match=r'take trainer\.strategy=ddp'):
         task.configure_model()
+
+
+def test_a_head_knows_from_what_size_its_chips_were_resampled():
+    samples = [{'rgb': torch.rand(3, 16, 16) * 255, 'label': torch.tensor(i % 2)} for i in range(8)]
+    known = Benchmark('fine', 'made up', 'rgb', 10.0, samples, samples, samples, ('a', 'b'))
+    data = BenchmarkDataModule(known, batch_size=4, image_size=32)
+    encoder = {'preset': 'nano', 'patch_size': 8, 'stem': 'linear'}
+    task = Classification(data.modality_specs, data.class_names, EncoderConfig(**encoder))
+    Trainer(max_steps=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
+            enable_checkpointing=False, limit_val_batches=0, accelerator='cpu',
+            use_distributed_sampler=False).fit(task, datamodule=data)  # fmt: skip
+    facts = task._facts()
+    assert (facts.image_sizes, facts.resized_from) == ({'rgb': [32, 32]}, {'rgb': [16, 16]})

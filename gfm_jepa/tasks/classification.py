@@ -212,6 +212,12 @@ class Classification(SupervisedTask):
             return F.binary_cross_entropy_with_logits(logits, targets)
         return F.cross_entropy(logits, targets)
 
+    def on_train_start(self) -> None:
+        """Remember what size chips had, if the data module resamples them."""
+        known = getattr(getattr(self.trainer, 'datamodule', None), 'benchmark', None)
+        if known is not None and known.resized_from is not None:
+            self.shown['resized_from'] = {known.modality: list(known.resized_from)}
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Remember what chips look like, and take the loss."""
         for name, raster in self.encoder.rasters(batch).items():

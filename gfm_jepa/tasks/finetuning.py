@@ -115,8 +115,6 @@ def finetune(
             views=Views(num_global=1, global_scale=(recipe.scale, 1.0),
                         global_fraction=recipe.fraction, gain=0.1, offset=0.1),
         )  # fmt: skip
-    if benchmark.resized_from is not None:
-        task.shown['resized_from'] = {benchmark.modality: list(benchmark.resized_from)}
     steps = len(data.train_dataloader())
     keep = ModelCheckpoint(folder, every_n_train_steps=steps, save_last=True, save_top_k=0)
     trainer = Trainer(
