@@ -3,7 +3,6 @@
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import ConcatDataset, Dataset
@@ -12,7 +11,7 @@ from ..errors import InputError
 from ..modalities import Modality
 from .datamodules import PretrainDataModule
 from .rasters import collate
-from .samplers import ResumableLoader
+from .samplers import ResumableLoader, files_of
 
 
 class JoinedDataModule(PretrainDataModule):
@@ -115,9 +114,7 @@ class _Told(Dataset[dict[str, Any]]):
 
     def files(self, index: int) -> list[str]:
         """What it was read from, or its number in its part."""
-        files = getattr(self.dataset, 'files', [f'sample {index}'] * len(self))
-        found = files(index) if callable(files) else files[index]
-        return [str(found)] if isinstance(found, str | Path) else list(found)
+        return files_of(self.dataset, index)
 
 
 class _Joined(ConcatDataset[Any]):

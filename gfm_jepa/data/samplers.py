@@ -126,6 +126,14 @@ class OrderedBatchSampler(Sampler[list[int]]):
                 yield list(group[i : i + self.batch_size])
 
 
+def files_of(dataset: Any, index: int) -> list[str]:
+    """What a sample was read from: a dataset's `files` are a method, a list, or not known."""
+    files = getattr(dataset, 'files', None)
+    if files is None:
+        return [f'sample {index}']
+    return list(map(str, files(index) if callable(files) else [files[index]]))
+
+
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader that goes on where it was left, mid-epoch too; Lightning keeps its state.
 
@@ -178,11 +186,9 @@ class ResumableLoader(DataLoader[Any]):
         Returns:
             Of all samples, and of those whose values, read again, are too large to square.
         """
-        files = getattr(self.dataset, 'files', None)  # a method, a list, or nothing
         names, huge = [], []
         for i in self.order.indices(batch_idx):
-            found = files(i) if callable(files) else [f'sample {i}' if files is None else files[i]]
-            names.append(', '.join(map(str, found)))
+            names.append(', '.join(files_of(self.dataset, i)))
             rasters = [v for v in self.dataset[i].values() if isinstance(v, Tensor)]
             if any((v.abs() > HUGE).any() for v in rasters):
                 huge.append(names[-1])
