@@ -1,6 +1,7 @@
 """Objectives as functions and small modules, each with its formula and its source."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -37,14 +38,19 @@ def unrounded[**P, R](loss: Callable[P, R]) -> Callable[P, R]:
     def computed(*args: P.args, **kwargs: P.kwargs) -> R:
         given = [*args, *kwargs.values()]
         device = next(a.device.type for a in given if isinstance(a, Tensor))
-        exact: Any = [
-            a.to(torch.promote_types(a.dtype, torch.float32))
-            if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
-        ]  # fmt: skip
+        exact: Any = [_exact(a) for a in args]
+        named: Any = {key: _exact(a) for key, a in kwargs.items()}
         with torch.autocast(device, enabled=False):
-            return loss(*exact, **kwargs)
+            return loss(*exact, **named)
 
     return computed
+
+
+def _exact(value: Any) -> Any:
+    """A tensor of numbers in float32 or better; anything else as it is."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def cross_rank_mean(x: Tensor) -> Tensor:
@@ -53,6 +59,33 @@ def cross_rank_mean(x: Tensor) -> Tensor:
         return x
     total: Tensor = _SumOverRanks.apply(x)
     return total / _ranks()
+
+
+def count_over_ranks(count: int, device: torch.device) -> int:
+    """Sum of a number of samples over all ranks, which may hold different ones, or none."""
+    if _ranks() == 1:
+        return count
+    total = torch.tensor(count, device=device)
+    dist.all_reduce(total)
+    return int(total)
+
+
+def joined_mean(x: Tensor, dim: int | Sequence[int]) -> Tensor:
+    """Mean over axes of what all ranks hold, however much each does; axes are kept."""
+    if _ranks() == 1:
+        return x.mean(dim, keepdim=True)
+    own = x.sum(dim, keepdim=True)
+    axes = [dim] if isinstance(dim, int) else dim
+    count = own.new_tensor([math.prod(x.shape[axis] for axis in axes)])
+    *sums, total = _SumOverRanks.apply(torch.cat([own.flatten(), count])).split(own.numel())
+    return (sums[0] / total).view_as(own)
+
+
+def part_of_mean(x: Tensor) -> Tensor:
+    """What a rank's x add to the mean of all ranks' x; the mean over ranks is that mean."""
+    if _ranks() == 1:
+        return x.mean()
+    return x.sum() * (_ranks() / count_over_ranks(x.numel(), x.device))
 
 
 class SIGReg(nn.Module):
@@ -110,10 +143,9 @@ class SIGReg(nn.Module):
         slices = slices / (slices.norm(dim=0) + 1e-12)
         knots = self.knots.to(x)
         angles = (x @ slices).unsqueeze(-1) * knots  # (V, N, S, knots)
-        real = cross_rank_mean(angles.cos().mean(dim=1))
-        imaginary = cross_rank_mean(angles.sin().mean(dim=1))
+        real, imaginary = (joined_mean(w, 1).squeeze(1) for w in (angles.cos(), angles.sin()))
         error = (real - torch.exp(-knots.square() / 2)).square() + imaginary.square()
-        count = x.shape[1] * _ranks()
+        count = count_over_ranks(x.shape[1], x.device)
         return count * (error @ self.weights.to(x)).mean()
 
 
@@ -134,7 +166,7 @@ def view_invariance(projections: Tensor, num_global: int) -> Tensor:
         paper sums, only rescales the weight of SIGReg.
     """
     centre = projections[:num_global].mean(dim=0)
-    return (projections - centre).square().mean()
+    return part_of_mean((projections - centre).square())
 
 
 class VICReg(nn.Module):
@@ -174,15 +206,14 @@ class VICReg(nn.Module):
             projections: (V, N, P), N above 1 over all ranks.
         """
         views, count, width = projections.shape
-        world = _ranks()
         pairs = [(i, j) for i in range(views) for j in range(i)]
         distance = torch.stack(
-            [(projections[i] - projections[j]).square().mean() for i, j in pairs]
+            [part_of_mean((projections[i] - projections[j]).square()) for i, j in pairs]
         )
-        centred = projections - cross_rank_mean(projections.mean(dim=1, keepdim=True))
+        centred = projections - joined_mean(projections, 1)
         # The mean over all ranks of the products, turned into the unbiased estimate.
-        total = count * world
-        product = centred.mT @ centred / count
+        total = count_over_ranks(count, projections.device)
+        product = centred.mT @ centred / total * _ranks()
         covariance = cross_rank_mean(product) * (total / (total - 1))
         deviation = (covariance.diagonal(dim1=1, dim2=2) + 1e-4).sqrt()
         spread = (1 - deviation).relu().mean()
@@ -210,7 +241,7 @@ def negative_cosine(predictions: Tensor, projections: Tensor) -> Tensor:
 
     Source: Chen & He, "Exploring Simple Siamese Representation Learning" (2021), equations 1 to 4.
     """
-    return -F.cosine_similarity(predictions, projections.flip(0), dim=-1).mean()
+    return -part_of_mean(F.cosine_similarity(predictions, projections.flip(0), dim=-1))
 
 
 @unrounded

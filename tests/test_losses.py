@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from gfm_jepa.losses import SIGReg, VICReg, info_nce, view_invariance
+from gfm_jepa.losses import SIGReg, VICReg, info_nce, negative_cosine, view_invariance
 from gfm_jepa.models import projectors
 
 
@@ -34,10 +34,17 @@ def test_losses_are_not_rounded_in_mixed_precision():
         assert found.dtype == torch.float32 and torch.equal(found, expected)
 
 
+def test_losses_are_exact_by_whatever_way_they_are_given_their_tensors():
+    x = torch.randn(2, 64, 32, generator=generator()).half()
+    assert torch.equal(negative_cosine(predictions=x, projections=x), negative_cosine(x, x))
+    assert negative_cosine(predictions=x, projections=x).dtype == torch.float32
+
+
 def test_batch_norm_over_ranks_takes_16_bits(monkeypatch):
     monkeypatch.setattr(projectors.dist, 'is_initialized', lambda: True)
     monkeypatch.setattr(projectors.dist, 'get_world_size', lambda: 2)
-    monkeypatch.setattr(projectors, 'cross_rank_mean', lambda x: x)
+    monkeypatch.setattr(projectors, 'joined_mean', lambda x, dim: x.mean(dim, keepdim=True))
+    monkeypatch.setattr(projectors, 'count_over_ranks', lambda count, device: 2 * count)
     norm = projectors.CrossRankBatchNorm(4)
     values = 400 * torch.randn(64, 4, generator=generator())  # squares beyond float16
     found = norm(values.half())

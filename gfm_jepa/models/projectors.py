@@ -9,7 +9,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..losses import cross_rank_mean
+from ..losses import count_over_ranks, joined_mean
 
 
 def projector(dims: Sequence[int], last_norm: bool = False) -> nn.Sequential:
@@ -34,7 +34,7 @@ def projector(dims: Sequence[int], last_norm: bool = False) -> nn.Sequential:
 class CrossRankBatchNorm(_BatchNorm):
     """Batch norm whose statistics are those of the joined batch of all ranks, on CPUs too.
 
-    torch's SyncBatchNorm runs on GPUs alone. Ranks hold equally large batches.
+    torch's SyncBatchNorm runs on GPUs alone.
 
     Args:
         num_features: Channels.
@@ -70,11 +70,11 @@ class CrossRankBatchNorm(_BatchNorm):
         shape = [1, -1, *[1] * (input.ndim - 2)]
         # Mixed precision brings 16 bits, in which squares overflow.
         exact = input.to(torch.promote_types(input.dtype, torch.float32))
-        mean = cross_rank_mean(exact.mean(dim=axes))
+        mean = joined_mean(exact, axes).flatten()
         centred = exact - mean.view(shape)
-        variance = cross_rank_mean(centred.square().mean(dim=axes))
+        variance = joined_mean(centred.square(), axes).flatten()
         if self.running_mean is not None and self.running_var is not None:
-            count = input.numel() // input.shape[1] * dist.get_world_size()
+            count = count_over_ranks(input.numel() // input.shape[1], input.device)
             rate = self.momentum or 0.1
             with torch.no_grad():
                 self.running_mean.lerp_(mean.detach(), rate)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..losses import count_over_ranks
 from ..metrics import effective_rank
 from ..photo_views import PhotoViews
 from ..views import Views
@@ -85,25 +86,22 @@ class ViewTask(PretrainTask):
             has_data = torch.cat([self.encoder.has_data(view) for view in views])
             there = has_data.unflatten(0, (self.num_views, -1)).all(dim=0)
             by_view, left = by_view[:, there], int(there.sum())
-        # One sample alone will do where other ranks have theirs beside it.
-        alone = count * (1 if self._trainer is None else self.trainer.world_size) < 2
-        too_few = alone or left < min(count, 2)
+        # Of all ranks: none may go on where another does not, and few of one have others beside.
+        device = embeddings.device
+        count, left = (count_over_ranks(number, device) for number in (count, left))
+        if left >= 2:
+            return by_view
         if not self.training:
-            # Ranks draw views of their own, and one that went on would wait for one that does not.
-            if self._trainer is not None:
-                too_few = self.trainer.strategy.reduce_boolean_decision(too_few, all=False)
-            return None if too_few else by_view
-        if alone:
+            return None
+        if count < 2:
             raise InputError(
                 f'A batch has one sample, and {type(self).__name__} compares samples; raise '
                 f'data.batch_size, or leave out rasters whose kind gives one chip only.'
             )
-        if too_few:
-            raise InputError(
-                f'{left} of {count} samples of a batch have something valid in all their views; '
-                f'take chips with more data, or larger batches.'
-            )
-        return by_view
+        raise InputError(
+            f'{left} of {count} samples of a batch have something valid in all their views; '
+            f'take chips with more data, or larger batches.'
+        )
 
     def log_projections(self, projections: Tensor) -> None:
         """Log whether the projections (V, B, P) of the batch are alive.
@@ -113,6 +111,8 @@ class ViewTask(PretrainTask):
         """
         if self.logs_this_step:
             first = projections[0].detach().float()
+            if not len(first):  # other ranks have samples
+                return
             self.log('projection_std', first.std(dim=0, correction=0).mean())
             if len(first) >= 2 * FEWEST_RANKED:  # the guard asks more of this rank
                 self.log('projection_rank', effective_rank(first))
