@@ -506,3 +506,34 @@ def test_affine_of_a_rotated_raster_is_kept(tmp_path):
         assert (chip[0] - east[None])[there].abs().max() < file.grid.gsd / 2
         assert (chip[1] - north[:, None])[there].abs().max() < file.grid.gsd / 2
     assert seen > 5000
+
+
+def test_reflectance_is_said_and_may_be_stated(tmp_path, write_raster, values):
+    quantified = Modality(**{**COLOURS.__dict__, 'quantification': 10000.0})
+    path = write_raster(tmp_path / 'colours.tif', values=values / 10000, dtype='float32')
+    _, data = only(tmp_path, quantified)
+    assert 'looks like reflectance, 0..1: say `scale: 1`' in data.report()
+    (tmp_path / 'bands.yaml').write_text('scale: 1')
+    chip, data = only(tmp_path, quantified)
+    assert torch.allclose(chip, torch.from_numpy(values).float(), rtol=1e-5)
+    assert 'looks like' not in data.report()
+    # Beside an offset of stored numbers, it is no scale.
+    write_raster(path, values=values, dtype='float32')
+    (tmp_path / 'bands.yaml').write_text('scale: 1\noffset: -100')
+    chip, _ = only(tmp_path, quantified)
+    assert torch.allclose(chip, torch.from_numpy(values - 100).float(), rtol=1e-5)
+
+
+def test_bands_called_as_another_sensor_calls_them(tmp_path, write_raster, values):
+    aerial = MODALITIES['naip']
+    four = values[[0, 1, 2, 0]] // 20
+    write_raster(tmp_path / 'naip_a.tif', values=four, names=('B02', 'B03', 'B04', 'B08'))
+    chip, data = only(tmp_path, aerial)
+    assert torch.equal(chip, torch.from_numpy(four[[2, 1, 0, 3]]).float())  # red, green, blue, nir
+    assert 'by name' in data.report()
+    write_raster(tmp_path / 'naip_a.tif', values=four, names=('B1', 'B2', 'B3', 'B4'))
+    chip, data = only(tmp_path, aerial)  # they are counted
+    assert torch.equal(chip, torch.from_numpy(four).float()) and 'by position' in data.report()
+    write_raster(tmp_path / 'naip_a.tif', values=four, names=('VV', 'VH', 'x', 'y'))
+    with pytest.raises(InputError, match=r'has 4 bands \(VV VH x y\), but naip has 4 .*bands.yaml'):
+        only(tmp_path, aerial)

@@ -18,7 +18,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from ..errors import InputError
-from ..modalities import Modality
+from ..modalities import MODALITIES, Modality
 from .finding import Found, band_key
 from .grids import grid_of
 from .raster_files import RasterFile, absolute, gdal, gdal_name, reason, stack_bands
@@ -30,6 +30,8 @@ UNRECOGNISED = 'feeds no configured modality: neither its name, its folder nor i
 _SAYS_NOTHING = re.compile(
     r'(a|alpha.*|.*mask.*|opacity|(band|channel|layer)?[ _-]?\d+)?', re.IGNORECASE
 )
+_MOST_REFLECTANCE = 2.0  # clouds and glint reach 1.6; stored numbers of a whole sample never do
+_REFLECTANCE = 'looks like reflectance, 0..1: say `scale: 1` in a bands.yaml beside it'
 _NO_PRODUCT = 'has bands'  # how the reasons begin why files are not the bands of one product
 _TIME_TAGS = ('datetime', 'ACQUISITION_DATE', 'DATE_ACQUIRED', 'SENSING_TIME', 'PRODUCT_START_TIME')
 
@@ -133,7 +135,8 @@ def recognise_header(
     modality = _identify(found.path, names, modalities, found.stated or facts.modality or '')
     if modality is None:
         return UNRECOGNISED
-    band_ids, by_name = _match_bands(found.path, names, len(header.bands), modality)
+    spoken = bool(facts.bands) or not header.guessed
+    band_ids, by_name = _match_bands(found.path, names, len(header.bands), modality, spoken)
     if header.crs is None or header.transform is None or header.transform.is_identity:
         return 'has no CRS and transform, so that its place on the ground is unknown'
     try:
@@ -329,25 +332,53 @@ def _identify(
 
 
 def _match_bands(
-    path: str, names: Sequence[str], count: int, modality: Modality
+    path: str, names: Sequence[str], count: int, modality: Modality, spoken: bool
 ) -> tuple[tuple[int, ...], bool]:
     """Number in the file of each of the modality's bands, and whether names decided."""
     if len(names) != count:
         raise InputError(f'{path} has {count} bands, but {len(names)} names are given for them.')
-    own = [band_key(n) for n in names]
+    keys = [band_key(n) for n in names]
     called = [[band_key(b) for b in some] for some in (modality.bands, modality.common_names)]
+    # Sensors' own names too: Sentinel-2's B04 is the red of an aerial image.
+    ways = [(wanted, own) for own in (keys, *_common(keys)) for wanted in called]
     # The way to call them that fits most; what nothing is called after, such as an angle, is left.
-    wanted = max(called, key=lambda some: len(set(some) & set(own)))
+    wanted, own = max(ways, key=lambda way: len(set(way[0]) & set(way[1])))
     known = [n for n in own if n and n in wanted]
     if known and len(set(known)) == len(known):
         return tuple(own.index(b) + 1 if b in known else 0 for b in wanted), True
-    if count == len(modality.bands):
+    contradicts = spoken and not known and _are_bands(keys)
+    if count == len(modality.bands) and not contradicts:
         return tuple(range(1, count + 1)), False
+    said = ' '.join(n or '?' for n in names) if any(names) else 'without names'
     raise InputError(
-        f'{path} has {count} bands, but {modality.name} has {len(modality.bands)} '
-        f'({" ".join(modality.bands)}), and the file does not name them; name its bands, or state '
+        f'{path} has {count} bands ({said}), but {modality.name} has {len(modality.bands)} '
+        f'({" ".join(modality.bands)}); name its bands so in a bands.yaml beside it, or state '
         f'its own modality as name=path.'
     )
+
+
+def _common(names: Sequence[str]) -> list[list[str]]:
+    """Names that are all those of a known sensor, by their common names."""
+    translated: list[list[str]] = []
+    if _are_counted(names):
+        return translated
+    for sensor in MODALITIES.values():
+        common = dict(zip(map(band_key, sensor.bands), sensor.common_names, strict=False))
+        if set(names) <= set(common):
+            translated.append([common[n] for n in names])
+    return translated
+
+
+def _are_bands(names: Sequence[str]) -> bool:
+    """Whether one of the names is a known band's."""
+    known = {band_key(b) for m in MODALITIES.values() for b in (*m.bands, *m.common_names) if b}
+    return not _are_counted(names) and bool(known & set(names))
+
+
+def _are_counted(names: Sequence[str]) -> bool:
+    """Whether names do no more than count from 1 on."""
+    numbers = [re.sub(r'^(b|band)[ _-]?', '', n) for n in names]
+    return numbers == [str(i) for i in range(1, len(names) + 1)]
 
 
 def _in_unit(file: RasterFile, header: Header, facts: Facts) -> RasterFile:
@@ -356,8 +387,10 @@ def _in_unit(file: RasterFile, header: Header, facts: Facts) -> RasterFile:
     scale = facts.scale or header.scale
     offset = facts.offset or header.offset
     if scale or offset:
-        # Physical values become those that the modality is stored in; a scale of 1 is no scale.
-        q = modality.quantification if any(s != 1 for s in scale or ()) else 1.0
+        # Physical values become those that the modality is stored in. A scale of 1 says that they
+        # are physical already, if somebody wrote it down; beside an offset it is no scale.
+        physical = any(s != 1 for s in scale or ()) or (facts.scale and not any(offset or ()))
+        q = modality.quantification if physical else 1.0
         # By position in the header; RasterFile wants one per band of the modality.
         order = [header.number.index(b) if header.number and b else b - 1 for b in file.band_ids]
         scale, offset = (
@@ -373,6 +406,12 @@ def _in_unit(file: RasterFile, header: Header, facts: Facts) -> RasterFile:
             offset=tuple(offset[i] * q if i >= 0 else 0.0 for i in order),
             notes=(*file.notes, f'scale {scale[0]:g} and offset {offset[0]:g} as stated'),
         )
+    if modality.quantification == 1 and not modality.added_offset:
+        return file
+    values = _sample(file)
+    highest = np.nan_to_num(np.abs(values)).max(initial=0)
+    if modality.quantification > 1 and 0 < highest <= _MOST_REFLECTANCE:
+        return replace(file, notes=(*file.notes, _REFLECTANCE))
     if not modality.added_offset:
         return file
     product = [p.name for p in Path(file.path).parents] + [Path(file.path).name]
@@ -380,7 +419,7 @@ def _in_unit(file: RasterFile, header: Header, facts: Facts) -> RasterFile:
     if baseline:
         there, how = baseline >= 4, f'baseline {baseline:05.2f}'
     else:
-        there, how = _offset_in_data(file)
+        there, how = _offset_in_data(file, values)
     if not there:
         return replace(file, notes=(*file.notes, f'no added offset ({how})'))
     return replace(
@@ -390,9 +429,8 @@ def _in_unit(file: RasterFile, header: Header, facts: Facts) -> RasterFile:
     )
 
 
-def _offset_in_data(file: RasterFile) -> tuple[bool, str]:
-    """Whether the data itself shows that an offset was added, and what shows it."""
-    modality = file.modality
+def _sample(file: RasterFile) -> np.ndarray:
+    """Pixels of its middle with data, or of all of it made small: (bands, pixels)."""
     source = file.open()
     try:
         side = (min(source.height, 256), min(source.width, 256))
@@ -403,7 +441,13 @@ def _offset_in_data(file: RasterFile) -> tuple[bool, str]:
     finally:
         source.close()
     flat = values.reshape(len(values), -1)
-    flat = flat[:, np.isfinite(flat).any(axis=0)]
+    pixels: np.ndarray = flat[:, np.isfinite(flat).any(axis=0)]
+    return pixels
+
+
+def _offset_in_data(file: RasterFile, flat: np.ndarray) -> tuple[bool, str]:
+    """Whether the data itself shows that an offset was added, and what shows it."""
+    modality = file.modality
     if not flat.size:
         return False, 'no data to tell by'
     limit = 0.9 * modality.added_offset
