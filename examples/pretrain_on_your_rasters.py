@@ -43,4 +43,4 @@ assert gfm_jepa([
 # %%
 checkpoint = max(Path('example/run').rglob('last.ckpt'), key=lambda p: p.stat().st_mtime)
 encoder = from_pretrained(checkpoint)
-print(checkpoint, 'embeds', ', '.join(encoder.modalities))
+print(checkpoint, 'embeds', ', '.join(n for n in encoder.modalities if n not in encoder.untrained))

@@ -161,6 +161,12 @@ def test_depths_hold_the_statistics_of_conv_stems(batch):
     assert torch.allclose(encoder.forward_depths(gone, 2), only, atol=1e-5)
 
 
+def test_gsd_of_what_is_not_there_is_refused(encoder, batch):
+    with pytest.raises(InputError, match="gsd of the batch names 'optcal'"):
+        encoder({'optical': batch['optical'], 'gsd': {'optcal': 5.0}})
+    encoder({'optical': batch['optical'], 'gsd': {'relief': 30.0}, 'label': torch.zeros(3)})
+
+
 def test_image_key_and_gsd(encoder):
     single = Encoder([OPTICAL], 8, 32, 2, 2).eval()
     chips = torch.rand(2, 4, 16, 16) * 200

@@ -1,5 +1,6 @@
 """Training through the real command line, on made-up rasters."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,8 +9,9 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from conftest import sensor
 
-from gfm_jepa import InputError, from_pretrained
+from gfm_jepa import InputError, from_pretrained, save_pretrained
 from gfm_jepa.cli import main
 from gfm_jepa.losses import info_nce, patch_discrimination
 from gfm_jepa.masks import CrossModal, Ground, Mixture, MultiBlock, SignalBiased, Tube, as_mask
@@ -87,13 +89,20 @@ def weights(path):
     return torch.load(path, weights_only=True)['state_dict']
 
 
-@pytest.mark.parametrize('method', ['IJEPA', 'LeJEPA'])
-def test_resumed_run_equals_unbroken_run_bit_for_bit(config, method):
-    whole = config(method, 'whole')
-    first = config(method, 'again')
+@pytest.mark.parametrize(
+    ('method', 'end'),
+    [
+        ('IJEPA', ()),
+        ('LeJEPA', ()),
+        ('LeJEPA', ('--trainer.max_steps=-1', '--trainer.max_epochs=2')),
+    ],
+)
+def test_resumed_run_equals_unbroken_run_bit_for_bit(config, method, end):
+    whole = config(method, 'whole', *end)
+    first = config(method, 'again', *end)
     # An epoch has 4 batches: step 3 lies in the middle of one, step 4 at its end.
     for step in (3, 4):
-        resumed = config(method, f'from{step}', f'--ckpt_path={first}/step={step}.ckpt')
+        resumed = config(method, f'from{step}', f'--ckpt_path={first}/step={step}.ckpt', *end)
         expected, got = weights(whole / 'last.ckpt'), weights(resumed / 'last.ckpt')
         assert expected.keys() == got.keys()
         for name, value in expected.items():
@@ -102,6 +111,23 @@ def test_resumed_run_equals_unbroken_run_bit_for_bit(config, method):
     assert any(not torch.equal(v, expected[k]) for k, v in changed.items())
     encoder = from_pretrained(whole / 'last.ckpt')
     assert encoder({'optical': torch.rand(2, 3, 48, 48) * 3000}).isfinite().all()
+
+
+def test_weights_know_which_modalities_training_never_saw(config, tmp_path, capsys):
+    radar = sensor('radar', 2).to_dict()
+    run = config('LeJEPA', 'run', f'--data.modalities={json.dumps([*SENSORS, radar])}',
+                 '--trainer.max_steps=4')  # fmt: skip
+    encoder = from_pretrained(run / 'last.ckpt')
+    assert 'never saw radar in training' in capsys.readouterr().err
+    assert encoder.untrained == {'radar'} and set(encoder.modalities) > {'optical', 'radar'}
+    folder = save_pretrained(encoder, tmp_path / 'saved')
+    again = from_pretrained(folder)
+    assert again.untrained == {'radar'} and 'never saw radar' in capsys.readouterr().err
+    from_pretrained(folder, modalities=['optical'])
+    fewer = from_pretrained(folder, modalities=['optical', sensor('new', 1, gsd=5.0)])
+    assert fewer.untrained == {'new'}
+    on = config('LeJEPA', 'on', f'--model.encoder.weights={folder}', '--trainer.max_steps=1')
+    assert from_pretrained(on / 'last.ckpt').untrained == {'radar'}
 
 
 @pytest.mark.parametrize('method', ['IJEPA', 'LeJEPA', 'VICReg', 'SimSiam', 'LatentMIM'])

@@ -98,7 +98,11 @@ def match_bands(
         wanted[name] = pick_bands(wanted[name], picked)
     stems = {m: _stem_of(encoder, m, stem) for m in wanted}
     matches = [_match(m, encoder, stems[m.name]) for m in wanted.values()]
-    return _rebuild(encoder, matches, stems).eval(), matches
+    rebuilt = _rebuild(encoder, matches, stems).eval()
+    rebuilt.untrained = frozenset(
+        m.modality.name for m in matches if m.source is None or m.source in encoder.untrained
+    )
+    return rebuilt, matches
 
 
 def format_matches(matches: Sequence[Match]) -> str:

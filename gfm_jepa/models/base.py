@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..modalities import Modality
 
 Batch = Mapping[str, Any]
+UNTRAINED = 'untrained'  # what `BaseEncoder.untrained` is called in configs and checkpoints
 # What rasters may be stored in, and torch has few operations for.
 _BARE_TYPES = (torch.uint16, torch.uint32, torch.uint64, torch.bool)
 
@@ -23,11 +24,13 @@ class BaseEncoder(nn.Module, ABC):
         config: Plain values, from which `from_config` builds the same encoder with new weights.
         embed_dim: Width D of the tokens.
         revision: Commit on the Hub of which `from_pretrained` took the weights, else None.
+        untrained: Modalities of which its training saw nothing, as far as is known.
     """
 
     config: dict[str, Any]
     embed_dim: int
     revision: str | None = None
+    untrained: frozenset[str] = frozenset()
     needs_half = True  # whether nothing is seen of less than half of the bands of a modality
 
     @classmethod
@@ -98,6 +101,12 @@ class BaseEncoder(nn.Module, ABC):
             raise InputError(
                 f'The batch holds {", ".join(map(str, batch)) or "nothing"}, but this encoder '
                 f'embeds {", ".join(names)}; name at least one of them.'
+            )
+        stated = batch.get('gsd')
+        if isinstance(stated, Mapping) and (odd := [n for n in stated if n not in {*names, *batch}]):
+            raise InputError(
+                f'gsd of the batch names {odd[0]!r}, which it does not hold; name what it holds, '
+                f'such as {next(iter(rasters))}.'
             )
         for name, raster in rasters.items():
             if not isinstance(raster, Tensor) or raster.ndim not in (4, 5):

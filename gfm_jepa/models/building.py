@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .base import BaseEncoder
+from .base import UNTRAINED, BaseEncoder
 from .encoder import Encoder
 from .timm_encoder import TimmEncoder
 from .weight_files import Source, require_finite
@@ -29,6 +29,7 @@ def build(source: Source) -> BaseEncoder:
             not fit it.
     """
     kind, config = _checked_config(source)
+    untrained = frozenset(config.pop(UNTRAINED, ()))
     state = {k: v.float() if v.is_floating_point() else v for k, v in source.state.items()}
     require_finite(state, source.name)
     # On the meta device nothing is allocated or drawn, whatever the config claims.
@@ -42,6 +43,7 @@ def build(source: Source) -> BaseEncoder:
     _check_statistics(encoder, state, source)
     # `assign` puts the tensors that were read in the place of those without memory.
     encoder.load_state_dict(state, assign=True)
+    encoder.untrained = untrained & encoder.modalities.keys()
     return encoder.eval()
 
 
@@ -75,7 +77,7 @@ def _checked_config(source: Source) -> tuple[type[BaseEncoder], dict[str, Any]]:
             f'{", ".join(CLASSES)}: update gfm_jepa, or take other weights.'
         )
     kind = CLASSES[name]
-    known = list(inspect.signature(kind).parameters)
+    known = [*inspect.signature(kind).parameters, UNTRAINED]
     if unknown := [key for key in config if key not in known]:
         raise InputError(
             f'The config of {source.name} has the argument {unknown[0]!r}, but {name} knows '
@@ -89,6 +91,12 @@ def _checked_config(source: Source) -> tuple[type[BaseEncoder], dict[str, Any]]:
         raise InputError(
             f'The config of {source.name} has modalities {str(listed)[:80]}; expected a list of '
             f'mappings of their fields.'
+        )
+    named = config.get(UNTRAINED, [])
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise InputError(
+            f'The config of {source.name} has {UNTRAINED} {str(named)[:80]}; expected a list of '
+            f'modalities.'
         )
     if kind is TimmEncoder and not isinstance(config.get('backbone'), str):
         raise InputError(

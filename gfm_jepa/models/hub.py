@@ -18,7 +18,7 @@ from torch import Tensor
 from ..bundled import bundled_folder, bundled_sentence
 from ..errors import InputError
 from .band_matching import ModalitySpec, format_matches, match_bands, refuse_new
-from .base import BaseEncoder
+from .base import UNTRAINED, BaseEncoder
 from .building import CLASSES, build
 from .encoder import Encoder
 from .weight_files import (
@@ -63,6 +63,11 @@ def from_pretrained(
     """
     found, commit = _find(source, revision, local_files_only)
     encoder = build(found)
+    if 0 < len(encoder.untrained) < len(encoder.modalities):
+        _say(
+            f'{source} never saw {", ".join(sorted(encoder.untrained))} in training: what it says '
+            f'of them is random.'
+        )
     if bands is not None or modalities is not None:
         if not isinstance(encoder, Encoder):
             raise InputError(
@@ -148,6 +153,8 @@ def write_encoder(encoder: BaseEncoder, folder: Path, half: bool = False) -> Non
         state = {k: v.half() if is_matrix(v) else v for k, v in state.items()}
     save_file(state, folder / WEIGHTS, metadata={'format': 'pt'})
     config = {'class': kind, **encoder.config}
+    if encoder.untrained:
+        config[UNTRAINED] = sorted(encoder.untrained)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + '\n')
 
 
@@ -207,4 +214,7 @@ def _read_checkpoint(path: Path) -> Source:
     """Take the encoder out of a checkpoint that Lightning wrote."""
     checkpoint = load_checkpoint(path)
     state = part_of(checkpoint['state_dict'], checkpoint['encoder_prefix'])
-    return Source(checkpoint['encoder_config'], state, str(path))
+    config = checkpoint['encoder_config']
+    if isinstance(config, dict) and UNTRAINED in checkpoint:
+        config = {**config, UNTRAINED: checkpoint[UNTRAINED]}
+    return Source(config, state, str(path))

@@ -22,7 +22,7 @@ from ..metrics import effective_rank, embedding_std, gradient_norm, mean_cosine
 from ..modalities import resolve_all
 from ..models import BaseEncoder, Encoder, TimmEncoder, build_encoder
 from ..models.band_matching import format_matches, match_bands
-from ..models.base import is_dated
+from ..models.base import UNTRAINED, is_dated
 from ..models.block import Block
 from ..models.hub import from_pretrained
 from ..models.patch_embed import STEMS
@@ -165,6 +165,7 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         self.encoder = build_encoder(
             c.preset, self.modality_specs, c.patch_size, c.stem, c.drop_path_rate
         )
+        self.encoder.untrained = frozenset(self.encoder.modalities)
 
     keeps_modalities = True  # of weights, where the data lack them
 
@@ -296,6 +297,18 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         """Let what draws without a generator, such as stochastic depth, resume as well."""
         # Not the very stream that views and masks are drawn from: what drops would follow crops.
         torch.manual_seed(self.generator(batch_idx).initial_seed() ^ 1)
+        if self.encoder.untrained and isinstance(batch, Mapping):
+            rasters = self.encoder.rasters(batch)
+            self.encoder.untrained -= {n for n, x in rasters.items() if x.isfinite().any()}
+
+    def _seen_by_no_rank(self) -> frozenset[str]:
+        """Modalities of which no process has seen anything yet."""
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        found: list[Any] = [self.encoder.untrained]
+        if together:  # all of them save, though one writes
+            found = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(found, self.encoder.untrained)
+        return frozenset.intersection(*found)
 
     def on_fit_start(self) -> None:
         """Fix the run's seed once: what `seed_everything` was given, or the checkpoint's."""
@@ -308,6 +321,7 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         checkpoint['encoder_config'] = self.encoder.config
         prefix = 'encoder.' if self.evaluated_encoder is self.encoder else 'target_encoder.'
         checkpoint['encoder_prefix'] = prefix
+        checkpoint[UNTRAINED] = sorted(self._seen_by_no_rank())
         checkpoint['task'] = type(self).__name__
         checkpoint['seed'] = self._seed
         checkpoint['hyper_parameters'] = plain(dict(checkpoint.get('hyper_parameters', {})))
@@ -319,6 +333,7 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
             InputError: If the checkpoint's tensors are not those of this task.
         """
         self._seed = checkpoint.get('seed')
+        self.encoder.untrained &= {*checkpoint.get(UNTRAINED, self.encoder.untrained)}
         own, found = self.state_dict(), checkpoint.get('state_dict', {})
         alike = {k for k in own.keys() & found.keys() if own[k].shape == found[k].shape}
         if found and (odd := sorted((own.keys() | found.keys()) - alike)):
@@ -330,7 +345,15 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
 
     def total_steps(self) -> int:
         """Optimizer steps of the whole run; the command line sees to it that it has an end."""
+        loop = self.trainer.fit_loop
+        asked_early = self.trainer.train_dataloader is None
         total = self.trainer.estimated_stepping_batches
+        if asked_early and self.trainer.train_dataloader is not None:
+            # To count the steps of epochs, Lightning has set the loader up, before it knows where
+            # in the data a resumed run stands, and would not do so again: the epoch would begin
+            # anew.
+            loop._data_fetcher.teardown()
+            loop._combined_loader = loop._data_fetcher = None
         if math.isinf(total):
             raise InputError('The schedules need trainer.max_steps or trainer.max_epochs.')
         return max(int(total), 1)
