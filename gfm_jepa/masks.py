@@ -46,6 +46,10 @@ def sample_block_size(
         for h in (math.floor(height), math.ceil(height))
         for w in (math.floor(width), math.ceil(width))
     ]
+    if scale[1] < 1 and cells > 1:
+        # Where nothing but the whole grid has the drawn ratio, a row or a column goes.
+        shorter = [o for o in ((grid[0] - 1, grid[1]), (grid[0], grid[1] - 1)) if min(o)]
+        options = [o for o in options if o[0] * o[1] < cells] or shorter
     return min(options, key=lambda o: abs(o[0] * o[1] - area))
 
 
@@ -492,7 +496,7 @@ class Mixture:
             (s.signal_biased, self.signal_biased), (s.cross_modal, self.cross_modal * several),
             (s.tube, self.tube),
         ]  # fmt: skip
-        weights = torch.tensor([weight for _, weight in masks])
+        weights = torch.tensor([float(weight) for _, weight in masks])
         if not weights.sum() > 0:
             return s.random_cells.sample(ground, generator)
         drawn = int(torch.multinomial(weights, 1, generator=generator))

@@ -37,16 +37,16 @@ _COLOURS = (
 class PhotoViews(Crops):
     """How views of photographs are made: large (global) ones first, then small (local) ones.
 
-    Up stays up and only left and right change places; on images from above, whose colours are
-    measurements, take `gfm_jepa.views.Views`.
+    Views are square. Up stays up and only left and right change places; on images from above,
+    whose colours are measurements, take `gfm_jepa.views.Views`.
 
     Args:
         num_global: Global views G.
         num_local: Local views.
         global_scale: Share of the image's area that a global view shows.
-        global_fraction: Height and width of a global view over the image's, in pixels.
+        global_fraction: Side of a global view over the image's shorter one, in pixels.
         local_scale: Share of the image's area that a local view shows.
-        local_fraction: Height and width of a local view over the image's, in pixels.
+        local_fraction: Side of a local view over the image's shorter one, in pixels.
         aspect_ratio: Lowest and highest width to height, in pixels, of what a view shows.
         mirror: Probability that left and right change places.
         jitter: Largest relative change of brightness, contrast and saturation, and of the hue as a
@@ -123,7 +123,7 @@ class PhotoViews(Crops):
             changed = self._change((crops - low) / (high - low), generator)
             view: dict[str, Any] = {name: changed * (high - low) + low}
             if gsd is not None:
-                view['gsd'] = {name: gsd * shape[0] * fraction / size[0]}
+                view['gsd'] = {name: gsd * min(shape) * fraction / size[0]}
             joined.append(view)
         return joined
 
@@ -141,9 +141,9 @@ class PhotoViews(Crops):
         if blurred.any():
             # Three standard deviations to either side, and less than the reflected border.
             reach = min(math.ceil(3 * high), min(x.shape[-2:]) - 1)
-            some = gaussian_blur2d(
-                x[blurred.to(x.device)], 2 * reach + 1, sigma[blurred, None].expand(-1, 2).to(x)
-            )
+            chosen = blurred.to(x.device)
+            width = sigma[blurred, None].expand(-1, 2).to(x)
+            some = _blurred(x[chosen], ~gaps[chosen], 2 * reach + 1, width)
             x = _where(blurred, x, some)
         return x.masked_fill(gaps, torch.nan)
 
@@ -206,6 +206,15 @@ def jitter_colours(
             change = u[i, some].to(x) * strength[i]
             changed = _COLOURS[i](changed, change * 2 * math.pi if i == 3 else 1 + change)
     return _where(some, x, changed)
+
+
+def _blurred(x: Tensor, there: Tensor, size: int, sigma: Tensor) -> Tensor:
+    """Blur (B, 3, H, W) by what is there alone: nothing of a gap reaches the pixels beside it."""
+    known = there.to(x)
+    blurred: Tensor = gaussian_blur2d(x * known, size, sigma)
+    if not there.all():  # 0 / 0 only in a gap, which stays one
+        blurred = blurred / gaussian_blur2d(known, size, sigma)
+    return blurred
 
 
 def _where(some: Tensor, x: Tensor, changed: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from .modalities import Modality
 
 Rasters = Mapping[str, Tensor]
 
+_ROUNDING = 1e-3  # of a pixel: what float32 makes of a place in a chip, and more
+
 
 def stated_gsd(batch: Mapping[str, Any], name: str) -> float | None:
     """Metres per pixel that a batch states for a modality, if it does.
@@ -77,14 +79,19 @@ def pick_dates(rasters: Rasters, count: int, generator: torch.Generator) -> list
 
 
 def random_windows(
-    batch_size: int, scale: tuple[float, float], generator: torch.Generator
+    batch_size: int,
+    scale: tuple[float, float],
+    generator: torch.Generator,
+    shape: tuple[int, int] = (1, 1),
 ) -> Tensor:
     """Draw a square window of the chip, flipped and turned by quarters, for each sample.
 
     Args:
         batch_size: B.
-        scale: Lowest and highest share of the chip's area; 1 is the whole chip.
+        scale: Lowest and highest share of the area of the largest square in the chip; 1 is that
+            square, and so the whole of a square chip.
         generator: Source of randomness, on the CPU.
+        shape: Height and width of the chips, in any unit: pixels of one modality, say.
 
     Returns:
         (B, 2, 3) affine maps from a view's coordinates to its chip's, both -1..1. They know no
@@ -92,11 +99,13 @@ def random_windows(
     """
     u = torch.rand(4, batch_size, generator=generator)
     side = (scale[0] + u[0] * (scale[1] - scale[0])).sqrt()
-    centre = (2 * u[1:3] - 1) * (1 - side)
+    # As shares of the chip's width and height: of a chip that is not square, these differ.
+    high, wide = (side * (min(shape) / n) for n in shape)
+    right, down = (2 * u[1] - 1) * (1 - wide), (2 * u[2] - 1) * (1 - high)
     flip_x, flip_y, turn = torch.randint(2, (3, batch_size), generator=generator).float()
-    x, y = side * (1 - 2 * flip_x), side * (1 - 2 * flip_y)
-    first = torch.stack([x * (1 - turn), x * turn, centre[0]], dim=1)
-    second = torch.stack([y * turn, y * (1 - turn), centre[1]], dim=1)
+    x, y = wide * (1 - 2 * flip_x), high * (1 - 2 * flip_y)
+    first = torch.stack([x * (1 - turn), x * turn, right], dim=1)
+    second = torch.stack([y * turn, y * (1 - turn), down], dim=1)
     return torch.stack([first, second], dim=1)
 
 
@@ -105,8 +114,10 @@ def cut(
 ) -> dict[str, Tensor]:
     """Resample a window of each sample, bilinearly; where a source pixel is NaN, so is the result.
 
+    A source pixel whose weight is no more than the rounding of its place (`_ROUNDING`) is none.
+
     Args:
-        rasters: (B, C, H, W) by modality.
+        rasters: (B, C, H, W) by modality; whole numbers become float32.
         windows: (B, 2, 3) from `random_windows`.
         sizes: Height and width of the view, pixels, by modality.
 
@@ -115,10 +126,21 @@ def cut(
     """
     views = {}
     for name, x in rasters.items():
+        x = x if x.is_floating_point() else x.float()
         shape = [len(x), x.shape[1], *sizes[name]]
         grid = F.affine_grid(windows.to(x), shape, align_corners=False)
-        views[name] = F.grid_sample(x, grid, padding_mode='border', align_corners=False)
+        gaps = x.isnan()
+        view = _resampled(x.masked_fill(gaps, 0.0), grid)
+        if gaps.any():
+            missing = _resampled(gaps.to(x), grid)  # the weight of the gaps in each pixel
+            view = (view / (1 - missing)).masked_fill(missing > _ROUNDING, torch.nan)
+        views[name] = view
     return views
+
+
+def _resampled(x: Tensor, grid: Tensor) -> Tensor:
+    """Values of (B, C, H, W) at the places of a grid, bilinearly."""
+    return F.grid_sample(x, grid, padding_mode='border', align_corners=False)
 
 
 def jitter_bands(
@@ -260,13 +282,15 @@ def erase(rasters: Rasters, probability: float, generator: torch.Generator) -> d
 class Crops:
     """How many views there are, and what each shows: large (global) ones and small (local) ones.
 
+    Views are square.
+
     Args:
         num_global: Global views G.
         num_local: Local views.
         global_scale: Share of the chip's area that a global view shows.
-        global_fraction: Height and width of a global view over the chip's, in pixels.
+        global_fraction: Side of a global view over the chip's shorter one, in pixels.
         local_scale: Share of the chip's area that a local view shows.
-        local_fraction: Height and width of a local view over the chip's, in pixels.
+        local_fraction: Side of a local view over the chip's shorter one, in pixels.
 
     Raises:
         InputError: If there is no global view, or a scale or fraction is none.
@@ -341,13 +365,16 @@ class Crops:
 class Views(Crops):
     """How views are made: large (global) ones first, then small (local) ones.
 
+    Views are square, on the ground too: of a chip that is not, each shows a part of the largest
+    square that fits, anywhere in the chip, and the same in all modalities.
+
     Args:
         num_global: Global views G.
         num_local: Local views.
-        global_scale: Share of the chip's area that a global view shows.
-        global_fraction: Height and width of a global view over the chip's, in pixels.
-        local_scale: Share of the chip's area that a local view shows.
-        local_fraction: Height and width of a local view over the chip's, in pixels.
+        global_scale: Share of the area of the chip, or of that square, that a global view shows.
+        global_fraction: Side of a global view over the chip's shorter one, in pixels.
+        local_scale: Share of the area of the chip, or of that square, that a local view shows.
+        local_fraction: Side of a local view over the chip's shorter one, in pixels.
         gain: Largest relative change of a band's contrast.
         offset: Largest change of a band's level, in standard deviations of the modality.
         band_dropout: Probability that a band becomes NaN; half of them stay.
@@ -395,6 +422,7 @@ class Views(Crops):
         """
         rasters = {name: batch[name] for name in modalities if name in batch}
         std = {name: torch.tensor(modalities[name].std) for name in rasters}
+        height, width = next(iter(rasters.values())).shape[-2:]
         gsd = {n: stated_gsd(batch, n) or modalities[n].gsd for n in rasters}
         joined = []
         for count, scale, fraction in self.kinds():
@@ -402,7 +430,8 @@ class Views(Crops):
             dates = pick_dates(rasters, count, generator)
             repeated = {n: torch.cat([d[n] for d in dates]) for n in rasters}
             length = len(next(iter(repeated.values())))
-            view = cut(repeated, random_windows(length, scale, generator), sizes)
+            windows = random_windows(length, scale, generator, (height, width))
+            view = cut(repeated, windows, sizes)
             if self.gain or self.offset:
                 view = jitter_bands(view, std, self.gain, self.offset, generator)
             if self.noise:
@@ -413,12 +442,14 @@ class Views(Crops):
                 view = drop_bands(view, self.band_dropout, generator)
             if self.modality_dropout:
                 view = drop_modalities(view, self.modality_dropout, generator)
-            step = {n: gsd[n] * x.shape[-2] * fraction / sizes[n][0] for n, x in rasters.items()}
+            step = {
+                n: gsd[n] * min(x.shape[-2:]) * fraction / sizes[n][0] for n, x in rasters.items()
+            }
             joined.append({**view, 'gsd': step})
         return joined
 
 
 def view_size(x: Tensor, fraction: float, patch: int) -> tuple[int, int]:
-    """Height and width, pixels, of a fraction of a raster, in whole patches."""
-    height, width = (max(round(n * fraction / patch), 1) * patch for n in x.shape[-2:])
-    return height, width
+    """Height and width, pixels, of a fraction of a raster's shorter side, in whole patches."""
+    side = max(round(min(x.shape[-2:]) * fraction / patch), 1) * patch
+    return side, side

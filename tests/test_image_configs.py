@@ -83,7 +83,7 @@ def test_folders_of_images_train(name, photographs, caplog):
     rgb = from_pretrained(path).modalities['rgb']
     images = [np.array(Image.open(p)).mean() for p in photographs.rglob('*.jpg')]
     assert rgb.mean[0] == pytest.approx(np.mean(images), abs=5)  # not Sentinel-2's 100.7
-    assert rgb.source == f'8 of 8 training images of {photographs}'
+    assert rgb.source == f'8 of 8 training images of {photographs.name}'
     saved = torch.load(path, weights_only=True)['hyper_parameters']
     assert saved['views']['jitter'] == [0.4, 0.4, 0.4, 0.1]
 

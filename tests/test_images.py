@@ -109,7 +109,7 @@ def test_statistics_are_those_of_the_training_images_unless_given(classes, caplo
     rgb = data.modality_specs[0]
     assert rgb['mean'] == pytest.approx(images.mean((0, 2, 3)).tolist(), abs=1e-2)
     assert rgb['std'] == pytest.approx(images.std((0, 2, 3)).tolist(), rel=1e-2)
-    assert rgb['source'] == f'6 of 6 training images of {classes}'
+    assert rgb['source'] == f'6 of 6 training images of {classes.name}'  # no path of a machine
     given = {'name': 'rgb', 'mean': [1.0, 2.0, 3.0], 'std': [4.0, 5.0, 6.0]}
     data = ImageFolderDataModule(str(classes), 16, [given])
     assert data.modality_specs[0]['mean'] == [1.0, 2.0, 3.0]
@@ -164,6 +164,10 @@ def test_wrong_folders_are_explained(tmp_path, classes):
         ImageFolderDataModule(str(tmp_path / 'one'))
     with pytest.raises(InputError, match='Images hold the modality rgb'):
         ImageFolderDataModule(str(classes), 16, ['s1'])
+    deep = ImageFiles([tmp_path / 'deep.png'])
+    Image.fromarray(np.full((8, 8), 3000, np.uint16)).save(deep.files[0])
+    with pytest.raises(InputError, match=r'deep\.png has pixel type I;16.* convert it to 8 bits'):
+        deep.read(0)
 
 
 def test_cifar10_is_read_in_its_own_layout(cifar):

@@ -14,6 +14,7 @@ from gfm_jepa.masks import (
     Tube,
     keep_ids,
     multi_block,
+    sample_block_size,
     token_cells,
     trim,
 )
@@ -36,6 +37,21 @@ def test_context_and_targets_never_overlap(grid):
         context, targets = multi_block(64, grid, generator(seed))
         assert not (context & targets.any(1)).any()
         assert context.any(1).all() and targets.any(2).all()
+
+
+@pytest.mark.parametrize(('grid', 'seed'), [((4, 4), 56), ((2, 1), 8), ((2, 2), 1)])
+def test_large_targets_leave_a_context(grid, seed):
+    context, targets = multi_block(3, grid, generator(seed), 1, (0.5, 0.9), (0.2, 5), (0.1, 0.3))
+    assert context.any(1).all() and targets.any(2).all()
+
+
+def test_a_block_is_the_whole_grid_only_if_its_scale_reaches_one():
+    for ratio in (0.1, 1.0, 10.0):
+        for grid in ((2, 1), (1, 2), (2, 2)):
+            size = sample_block_size(grid, (0.95, 0.99), (ratio, ratio), generator())
+            assert 1 <= size[0] * size[1] < grid[0] * grid[1]
+    assert sample_block_size((2, 2), (1.0, 1.0), (1.0, 1.0), generator()) == (2, 2)
+    assert sample_block_size((1, 1), (0.5, 0.5), (1.0, 1.0), generator()) == (1, 1)
 
 
 def test_masks_hold_their_scales():
@@ -225,6 +241,8 @@ def test_mixture_draws_by_weight():
         for g in map(generator, range(200))
     )
     assert 25 < blocks < 75
+    whole, broken = (Mixture(w, w, 0, w, w).sample(here, generator()) for w in (1, 1.0))
+    assert all(map(torch.equal, whole, broken))
     # One modality alone cannot be predicted from the others.
     assert Mixture(0.0, cross_modal=1.0).sample(here, generator())[1].shape[1] == 1
     assert Mixture(0.0, signal_biased=1.0).signal == 'variance' and Mixture().signal == ''

@@ -47,7 +47,7 @@ def test_views_are_joined_by_kind_and_drawn_from_the_generator():
     x = images(4, (32, 48))
     views = PhotoViews(num_global=2, num_local=3, global_fraction=0.75)
     first, again, other = (make(views, x, s) for s in (1, 1, 2))
-    assert [v['rgb'].shape for v in first] == [(8, 3, 24, 36), (12, 3, 16, 24)]
+    assert [v['rgb'].shape for v in first] == [(8, 3, 24, 24), (12, 3, 16, 16)]
     for a, b, c in zip(first, again, other, strict=True):
         assert torch.equal(a['rgb'], b['rgb']) and not torch.equal(a['rgb'], c['rgb'])
         assert a['rgb'].min() >= 0 and a['rgb'].max() <= 255 and a['rgb'].max() > 150
@@ -89,6 +89,29 @@ def test_gaps_stay_gaps_and_touch_nothing_else():
     # Resampling takes along the pixels beside it, in its band alone.
     count = view.isnan().flatten(1).sum(1)[1:]
     assert (count > 3 * 16 * 32).all() and (count <= 3 * 16 * 32 + 4).all()
+
+
+def test_nothing_of_a_gap_is_blurred_into_the_pixels_beside_it():
+    x = torch.full((2, 3, 32, 32), 200.0)
+    x[..., :8] = 0.0
+    x[:, :, 20:24] = 100.0
+    whole = {'global_scale': (1.0, 1.0), 'aspect_ratio': (1.0, 1.0), 'mirror': 0.0}
+    views = PhotoViews(1, 0, **whole, **{**STILL, 'blur': 1.0}, blur_sigma=(2.0, 2.0))
+    same = make(views, x)[0]['rgb'][1]
+    gappy = x.clone()
+    gappy[0, :, :, 8:16] = torch.nan  # the mean of what is left is neither 0 nor 200
+    gappy[0, :, 20:24] = torch.nan
+    view = make(views, gappy)[0]['rgb']
+    assert view[0, :, :20, :8].abs().max() < 1e-3
+    assert (view[0, :, 24:, 16:] - 200).abs().max() < 1e-2
+    assert torch.equal(view.isnan(), gappy.isnan())
+    assert torch.allclose(view[1], same, atol=1e-3)
+
+
+def test_views_of_images_that_are_not_square_have_one_scale():
+    batch = {'rgb': images(2, (37, 51)), 'gsd': {'rgb': 2.0}}
+    (view,) = PhotoViews(1).make(batch, {'rgb': RGB}, {'rgb': 8}, generator())
+    assert view['rgb'].shape == (2, 3, 40, 40) and view['gsd'] == {'rgb': 2.0 * 37 / 40}
 
 
 def test_each_change_comes_as_often_as_stated():

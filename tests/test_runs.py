@@ -111,6 +111,7 @@ def test_a_run_that_a_signal_ended_resumes_bit_for_bit(config, method, number, m
     (folder,) = Path('runs/broken').iterdir()
     logged = pd.read_csv(folder / 'metrics.csv')
     assert set(logged['step'][logged['train_loss'].notna()]) >= {8, 9}
+    assert logged['step'].is_unique and logged['step'].is_monotonic_increasing
     assert {'lr', 'grad_norm', 'embedding_std'} <= set(logged)
     assert list(folder.glob('events.out.tfevents.*'))
     assert (folder / 'dashboard.png').stat().st_size > 20_000
@@ -160,6 +161,25 @@ def test_a_torn_row_of_the_log_is_not_glued_to_the_next():
     assert [p.name for p in path.parent.glob('metrics*')] == ['metrics.csv']
     path.write_bytes(b'lo')  # nothing whole is left
     assert pd.read_csv(log(3, loss=4.0))['step'].tolist() == [3]
+
+
+def test_rows_behind_the_checkpoint_are_written_once():
+    logger = ContinuedCSVLogger('logs', 'run', 0)
+    logger.drop_from(2)  # nothing is there yet
+    for step in range(4):
+        logger.log_metrics({'loss': 0.1 * step}, step)
+    logger.save()
+    path = Path(logger.log_dir) / 'metrics.csv'
+    before = path.read_bytes().splitlines(keepends=True)
+    again = ContinuedCSVLogger('logs', 'run', 0)
+    again.drop_from(4)
+    assert path.read_bytes() == b''.join(before)
+    again.drop_from(2)
+    assert path.read_bytes() == b''.join(before[:3])  # the header and two rows, to the byte
+    again.log_metrics({'loss': 5.0, 'lr': 1.0}, 2)
+    again.save()
+    assert pd.read_csv(path)['loss'].tolist() == [0.0, 0.1, 5.0]
+    assert [p.name for p in path.parent.glob('metrics*')] == ['metrics.csv']
 
 
 def test_last_needs_a_checkpoint(config, capfd):

@@ -3,6 +3,7 @@ import torch
 from conftest import sensor
 
 from gfm_jepa import InputError
+from gfm_jepa.tasks import EncoderConfig, LeJEPA
 from gfm_jepa.views import (
     Views,
     add_noise,
@@ -51,6 +52,66 @@ def test_crops_keep_nodata_missing():
     view = cut({'x': x}, random_windows(8, (1.0, 1.0), generator()), {'x': (16, 16)})['x']
     assert view.isnan().float().mean().item() == pytest.approx(0.5, abs=0.01)
     assert (view[~view.isnan()] == 1).all()
+
+
+def test_a_gap_grows_by_no_pixel_where_views_hit_the_pixels():
+    x = torch.rand(512, 2, 20, 20, generator=generator()) + 1
+    x[torch.rand(x.shape, generator=generator(1)) < 0.15] = torch.nan
+    view = cut({'x': x}, random_windows(512, (1.0, 1.0), generator()), {'x': (20, 20)})['x']
+    assert torch.equal(view.isnan().flatten(1).sum(1), x.isnan().flatten(1).sum(1))
+    # Each pixel is one of its chip, but for the rounding of its place.
+    found, given = (v.flatten(1).nan_to_num(9.0).sort(1).values for v in (view, x))
+    assert torch.allclose(found, given, atol=1e-4)
+    same = torch.eye(2, 3).expand(512, 2, 3)
+    assert torch.equal(cut({'x': x}, same, {'x': (20, 20)})['x'].isnan(), x.isnan())
+
+
+@pytest.mark.parametrize('kind', [torch.uint8, torch.int16])
+def test_whole_numbers_become_floats(kind):
+    x = torch.randint(200, (2, 2, 16, 16), generator=generator()).to(kind)
+    found, same = (
+        Views().make({'s': v}, {'s': sensor('s', 2)}, {'s': 8}, generator())[0]['s']
+        for v in (x, x.float())
+    )
+    assert torch.equal(found, same)
+
+
+def coordinates(height, width, gsd):
+    """Two bands that hold the metres south and east of the chip's corner."""
+    south, east = ((torch.arange(n) + 0.5) * gsd for n in (height, width))
+    return torch.stack(torch.meshgrid(south, east, indexing='ij')).expand(16, -1, -1, -1)
+
+
+@pytest.mark.parametrize('shape', [(48, 80), (80, 48)])
+def test_views_of_chips_that_are_not_square_are_square_on_the_ground(shape):
+    sensors = {'a': sensor('a', 2, 10.0), 'b': sensor('b', 2, 20.0)}
+    batch = {
+        'a': coordinates(*shape, 10.0), 'b': coordinates(shape[0] // 2, shape[1] // 2, 20.0)
+    }  # fmt: skip
+    made = Views(num_local=2, gain=0.0, offset=0.0).make(
+        batch, sensors, {'a': 8, 'b': 8}, generator()
+    )
+    for view in made:
+        sides = [view[k].shape[-1] * view['gsd'][k] for k in sensors]
+        assert view['a'].shape[-1] == view['a'].shape[-2]
+        assert sides[0] == pytest.approx(sides[1])
+        # The same ground in both, and a step of a pixel is as long down as across.
+        centres = [view[k].mean((2, 3)) for k in sensors]
+        assert (centres[0] - centres[1]).abs().max() < 20
+        middle = view['a'][:, :, 8:-8, 8:-8]
+        down, across = (middle.diff(dim=d).abs().amax((1, 2, 3)) for d in (2, 3))
+        assert torch.allclose(down, across, rtol=1e-2)
+    spread = made[1]['a'].mean((2, 3)).std(0)
+    assert (spread > 40).all()  # windows move both ways
+
+
+def test_methods_take_chips_that_are_not_square():
+    a, b = sensor('a', 1, 10.0).to_dict(), sensor('b', 1, 20.0).to_dict()
+    encoder = EncoderConfig('nano', patch_size=8, stem='conv')
+    task = LeJEPA([a, b], encoder, views=Views(num_local=2))
+    task.log_dict = lambda *_, **__: None
+    batch = {'a': torch.randn(2, 1, 48, 80), 'b': torch.randn(2, 1, 24, 40)}
+    assert task.compute_loss(batch, 0).isfinite()
 
 
 def test_jitter_is_as_large_as_stated():

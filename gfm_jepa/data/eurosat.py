@@ -156,7 +156,10 @@ def decode_rgb(path: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             if image.mode.startswith(('I', 'F')):
-                raise InputError(f'{path} has pixel type {image.mode}; expected 8 bits a band.')
+                raise InputError(
+                    f'{path} has pixel type {image.mode}; expected 8 bits a band: convert it to 8 '
+                    f'bits, or train on GeoTIFFs of 16 bits with RastersDataModule.'
+                )
             return np.array(image.convert('RGB'))
     except Image.DecompressionBombError as error:
         raise InputError(

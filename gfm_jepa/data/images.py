@@ -132,7 +132,7 @@ def image_statistics(dataset: Images, source: str, most: int = 2000) -> Modality
 
     Args:
         dataset: Whose images, as they are trained on.
-        source: What to call them.
+        source: What to call them; of a folder's path the name alone, since it is published.
         most: Images to read, evenly spaced.
     """
     total, squares, count = torch.zeros(3).double(), torch.zeros(3).double(), 0
@@ -145,12 +145,13 @@ def image_statistics(dataset: Images, source: str, most: int = 2000) -> Modality
     mean = total / count
     # One grey level at least: a channel that never changes still has a scale.
     std = (squares / count - mean.square()).clamp_min(1.0).sqrt()
+    name = Path(source).resolve().name
     return Modality(
         **{
             **RGB.to_dict(),
             'mean': [round(m, 3) for m in mean.tolist()],
             'std': [round(s, 3) for s in std.tolist()],
-            'source': f'{len(ids)} of {len(dataset)} training images of {source}',
+            'source': f'{len(ids)} of {len(dataset)} training images of {name}',
         }
     )
 

@@ -126,8 +126,14 @@ class OrderedBatchSampler(Sampler[list[int]]):
                 yield list(group[i : i + self.batch_size])
 
 
-def files_of(dataset: Any, index: int) -> list[str]:
-    """What a sample was read from: a dataset's `files` are a method, a list, or not known."""
+def files_of(dataset: Any, index: int, modality: str | None = None) -> list[str]:
+    """What a sample was read from: a dataset's `files` are a method, a list, or not known.
+
+    Those of one modality alone, if one is named and the dataset knows (`locate`, of rasters).
+    """
+    if modality is not None and hasattr(dataset, 'locate'):
+        layers = dataset.locate(index)[0].layers
+        return [f.path for layer in layers if layer.name == modality for f in layer.files]
     files = getattr(dataset, 'files', None)
     if files is None:
         return [f'sample {index}']
@@ -184,14 +190,15 @@ class ResumableLoader(DataLoader[Any]):
         """What a batch of this epoch was read from: the files of each sample, else its index.
 
         Returns:
-            Of all samples, and of those whose values, read again, are too large to square.
+            Of all samples, and of those whose values, read again, are too large to square, with
+            the modality that they are in.
         """
         names, huge = [], []
         for i in self.order.indices(batch_idx):
             names.append(', '.join(files_of(self.dataset, i)))
-            rasters = [v for v in self.dataset[i].values() if isinstance(v, Tensor)]
-            if any((v.abs() > HUGE).any() for v in rasters):
-                huge.append(names[-1])
+            for name, value in self.dataset[i].items():
+                if isinstance(value, Tensor) and (value.abs() > HUGE).any():
+                    huge.append(f'{name} of {", ".join(files_of(self.dataset, i, name))}')
         return names, huge
 
     def state_dict(self) -> dict[str, int]:

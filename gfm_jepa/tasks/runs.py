@@ -60,6 +60,23 @@ class _ContinuedWriter(ExperimentWriter):
             part.replace(path)
         self.metrics_keys = next(csv.reader(whole.decode().splitlines()), [])
 
+    def drop_from(self, step: int) -> None:
+        """Drop the rows of a step and of all behind it, which are about to be written again."""
+        path = Path(self.metrics_file_path)
+        if not path.is_file():
+            return
+        with path.open(newline='') as file:
+            rows = list(csv.DictReader(file))
+        kept = [row for row in rows if float(row['step']) < step]
+        if len(kept) == len(rows):
+            return
+        part = path.with_name(path.name + '.part')
+        with part.open('w', newline='') as file:
+            writer = csv.DictWriter(file, self.metrics_keys)
+            writer.writeheader()
+            writer.writerows(kept)
+        part.replace(path)
+
     def _check_log_dir_exists(self) -> None:
         """Delete nothing; Lightning's own deletes the rows."""
 
@@ -75,6 +92,11 @@ class ContinuedCSVLogger(CSVLogger):
             self._experiment = _ContinuedWriter(self.log_dir)
         assert isinstance(self._experiment, ExperimentWriter)
         return self._experiment
+
+    def drop_from(self, step: int) -> None:
+        """Drop the rows of a step and of all behind it, if the run goes on from there."""
+        if isinstance(writer := self.experiment, _ContinuedWriter):
+            writer.drop_from(step)
 
 
 def default_loggers(root: Path, name: str, resumed: Path | None) -> list[Logger]:
@@ -186,7 +208,16 @@ class SaveTheEnd(Callback):
 
 
 class DrawDashboard(Callback):
-    """Draw ``dashboard.png`` beside the ``metrics.csv`` of a run when it ends, well or not."""
+    """Draw ``dashboard.png`` beside the ``metrics.csv`` of a run when it ends, well or not.
+
+    Of a run that goes on, steps behind the checkpoint are taken again: their rows are dropped.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop the rows that will be written again."""
+        for logger in trainer.loggers if trainer.is_global_zero and trainer.global_step else ():
+            if isinstance(logger, ContinuedCSVLogger):
+                logger.drop_from(trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw."""
