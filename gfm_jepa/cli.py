@@ -2,8 +2,10 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from . import __version__
 from .errors import InputError
@@ -48,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SIGTERM or SIGUSR1 ended leaves with 143 or 138; see `gfm_jepa.tasks.Preemption`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    warnings.formatwarning = _format_warning
     try:
         if not words or words[0] in ('-h', '--help'):
             print(USAGE)
@@ -73,6 +76,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     return 0
+
+
+_formatted = warnings.formatwarning
+
+
+def _format_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Our own warnings as one sentence, like errors; others with their place, as Python does."""
+    if Path(__file__).parent in Path(filename).parents:
+        return f'gfm-jepa: warning: {message}\n'
+    return _formatted(message, category, filename, lineno, line)
 
 
 def _lightning(words: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Objectives as functions and small modules, each with its formula and its source."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -70,15 +70,14 @@ def count_over_ranks(count: int, device: torch.device) -> int:
     return int(total)
 
 
-def joined_mean(x: Tensor, dim: int | Sequence[int]) -> Tensor:
+def joined_mean(x: Tensor, dim: list[int]) -> Tensor:
     """Mean over axes of what all ranks hold, however much each does; axes are kept."""
     if _ranks() == 1:
         return x.mean(dim, keepdim=True)
     own = x.sum(dim, keepdim=True)
-    axes = [dim] if isinstance(dim, int) else dim
-    count = own.new_tensor([math.prod(x.shape[axis] for axis in axes)])
-    *sums, total = _SumOverRanks.apply(torch.cat([own.flatten(), count])).split(own.numel())
-    return (sums[0] / total).view_as(own)
+    count = own.new_tensor([math.prod(x.shape[axis] for axis in dim)])
+    joined: Tensor = _SumOverRanks.apply(torch.cat([own.flatten(), count]))
+    return (joined[:-1] / joined[-1]).view_as(own)
 
 
 def part_of_mean(x: Tensor) -> Tensor:
@@ -143,7 +142,7 @@ class SIGReg(nn.Module):
         slices = slices / (slices.norm(dim=0) + 1e-12)
         knots = self.knots.to(x)
         angles = (x @ slices).unsqueeze(-1) * knots  # (V, N, S, knots)
-        real, imaginary = (joined_mean(w, 1).squeeze(1) for w in (angles.cos(), angles.sin()))
+        real, imaginary = (joined_mean(w, [1]).squeeze(1) for w in (angles.cos(), angles.sin()))
         error = (real - torch.exp(-knots.square() / 2)).square() + imaginary.square()
         count = count_over_ranks(x.shape[1], x.device)
         return count * (error @ self.weights.to(x)).mean()
@@ -210,7 +209,7 @@ class VICReg(nn.Module):
         distance = torch.stack(
             [part_of_mean((projections[i] - projections[j]).square()) for i, j in pairs]
         )
-        centred = projections - joined_mean(projections, 1)
+        centred = projections - joined_mean(projections, [1])
         # The mean over all ranks of the products, turned into the unbiased estimate.
         total = count_over_ranks(count, projections.device)
         product = centred.mT @ centred / total * _ranks()

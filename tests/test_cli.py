@@ -1,6 +1,7 @@
 """Bad input: one sentence on stderr, exit status 2, nothing written."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+import gfm_jepa
 from gfm_jepa import InputError
 from gfm_jepa.cli import main
 from gfm_jepa.data.raster_files import RasterFile
@@ -56,7 +58,7 @@ def test_truncated_file_is_refused_when_strict(fails, tmp_path, write_raster):
 def test_wrong_band_count(fails, tmp_path, write_raster):
     write_raster(tmp_path / 'S2L2A.tif', 7)
     message = fails(*fit(f'--data.paths=[{tmp_path}]'))
-    assert 'has 7 bands, but s2_l2a has 12' in message
+    assert 'has 7 bands (without names), but s2_l2a has 12' in message
 
 
 def test_unknown_modality(fails, tmp_path, write_raster):
@@ -102,6 +104,12 @@ def test_a_checkpoint_that_is_not_one(fails, tmp_path, write_raster):
     assert 'other.ckpt' in message
 
 
+def test_weights_and_checkpoints_are_looked_for_before_data(fails):
+    words = ('fit', '--config', str(CONFIGS / 'finetune_eurosat_rgb.yaml'), '--data.root=nowhere')
+    assert "no weights at 'nosuch'" in fails(*words, '--model.encoder.weights=nosuch')
+    assert 'There is no checkpoint nosuch.ckpt;' in fails(*words, '--ckpt_path=nosuch.ckpt')
+
+
 SHORT = ('--trainer.max_steps=2', '--data.batch_size=2', '--trainer.accelerator=cpu',
          '--trainer.enable_progress_bar=false', '--trainer.log_every_n_steps=1')  # fmt: skip
 
@@ -144,6 +152,8 @@ def test_predictions_of_random_weights_are_refused(fails, tmp_path, write_raster
     paths = (f'--data.paths=[{tmp_path}]', f'--data.val_paths=[{tmp_path}]')
     message = fails('predict', *fit(*paths, *SHORT, *writer)[1:])
     assert 'would be those of random weights; name a checkpoint' in message
+    message = fails('validate', *fit(paths[0], *SHORT)[1:])
+    assert 'There is nothing to validate; set data.val_paths' in message
 
 
 def test_only_training_writes_the_config_of_a_run(tmp_path, write_raster, capfd):
@@ -193,6 +203,7 @@ def test_stats_to_config_and_back(tmp_path, write_raster, capfd):
     assert (
         main(['stats', str(tmp_path), '--name', 'drone', '--unit', 'DN', '-o', 'drone.yaml']) == 0
     )
+    assert capfd.readouterr().out == 'written: drone.yaml\n'
     assert main(['stats', str(tmp_path), '--name', 'drone', '--unit', 'DN']) == 0
     assert yaml.safe_load(capfd.readouterr().out) == yaml.safe_load(Path('drone.yaml').read_text())
     words = fit(
@@ -261,3 +272,15 @@ def test_json_rows_are_plain(tmp_path):
 
     write_rows([{'name': 'x', 'knn5': 0.5}], tmp_path / 'rows.json')
     assert json.loads((tmp_path / 'rows.json').read_text()) == [{'name': 'x', 'knn5': 0.5}]
+
+
+def test_our_warnings_are_one_sentence_and_others_as_python_has_them(tmp_path):
+    with pytest.raises(SystemExit):
+        main(['index', '--help'])
+    own, other = Path(gfm_jepa.__file__).parent / 'data/statistics.py', tmp_path / 'other.py'
+    assert warnings.formatwarning('so it is', UserWarning, str(own), 3) == (
+        'gfm-jepa: warning: so it is\n'
+    )
+    assert 'other.py:3: UserWarning: so it is' in warnings.formatwarning(
+        'so it is', UserWarning, str(other), 3
+    )

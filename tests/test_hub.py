@@ -320,6 +320,14 @@ def test_what_belongs_to_something_else_is_not_replaced(tmp_path, capfd):
                 save_pretrained(encoder_of(), tmp_path / 'site')
         assert [p.name for p in (tmp_path / 'site').iterdir()] == [name]
         shutil.rmtree(tmp_path / 'site')
+    (tmp_path / 'site').mkdir()
+    (tmp_path / 'site/scene.tif').touch()
+    assert main(words) == 2
+    assert 'site holds scene.tif and no encoder; name a new or an empty' in capfd.readouterr().err
+    with pytest.raises(InputError, match=r'holds scene\.tif and no encoder'):
+        save_pretrained(encoder_of(), tmp_path / 'site')
+    assert [p.name for p in (tmp_path / 'site').iterdir()] == ['scene.tif']
+    shutil.rmtree(tmp_path / 'site')
     (tmp_path / 'site').write_text('a file')
     assert main(words) == 2 and 'is a file' in capfd.readouterr().err
     (tmp_path / 'site').unlink()
@@ -380,8 +388,11 @@ def test_bad_words(tmp_path, capfd):
         assert main(['publish', *words, '--dry-run', 'out']) == 2
         assert sentence in capfd.readouterr().err
     folder = str(save_pretrained(encoder_of(), tmp_path / 'saved'))
-    for rows in ('{}', '[{"name": 1}]'):
+    for rows, sentence in (
+        ('{}', 'should hold the rows'), ('[{"name": 1}]', 'should hold the rows'),
+        ('name,knn5', 'is not JSON; give the rows that `gfm-jepa probe --output` writes'),
+    ):  # fmt: skip
         (tmp_path / 'rows.json').write_text(rows)
         assert main(['publish', folder, 'org/name', '--dry-run', 'out', '--rows', 'rows.json']) == 2
-        assert 'should hold the rows' in capfd.readouterr().err
+        assert sentence in capfd.readouterr().err
     assert not (tmp_path / 'out').exists()

@@ -123,6 +123,8 @@ def test_look_draws_what_it_is_asked_for(tmp_path, write_raster, capfd):
     write_raster(tmp_path / 'optical.tif', values=smooth(3, 100, 100), dtype='float32')
     words = ['look', str(tmp_path / 'weights'), f'optical={tmp_path}/optical.tif', '-o',
              str(tmp_path / 'figures'), '--window', '48']  # fmt: skip
+    assert main([*words, '--figures', 'predicted']) == 2
+    assert not (tmp_path / 'figures').exists()
     assert main([*words, '--figures', 'resolution']) == 0
     assert [p.name for p in (tmp_path / 'figures').iterdir()] == ['resolution.png']
     assert main([*words, '--figures', 'modalities']) == 2

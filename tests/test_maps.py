@@ -17,7 +17,7 @@ from gfm_jepa.evaluation import pixel_change
 from gfm_jepa.evaluation.anomalies import KnownEmbeddings, shrunk_covariance
 from gfm_jepa.evaluation.change import otsu, ranking
 from gfm_jepa.evaluation.clusters import agreement
-from gfm_jepa.evaluation.embeddings import open_embeddings, sample
+from gfm_jepa.evaluation.embeddings import open_embeddings, open_map, sample
 from gfm_jepa.evaluation.prediction_errors import PredictionErrors
 from gfm_jepa.evaluation.readouts import add_readout
 from gfm_jepa.evaluation.search import Search, load
@@ -174,7 +174,7 @@ def test_classes_have_no_mean_in_overviews(halves):
                        transform=rasterio.Affine(10, 0, 5e5, 0, -10, 5e6)) as target:  # fmt: skip
         target.write(np.ones((1, 1100, 1100), 'float32'))
         target.update_tags(software='gfm-jepa')
-    embedded = open_embeddings(wide)
+    embedded = open_map(wide)
     classes = 4 * (np.indices((1100, 1100))[1] % 4 > 1).astype(np.uint8)
     embedded.write(halves / 'classes_.tif', {'cluster': classes.ravel()})
     with rasterio.open(halves / 'classes_.tif') as file:

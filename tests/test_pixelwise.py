@@ -95,6 +95,7 @@ def test_segments_held_out_places_that_lack_a_modality(places, weights, head, ca
     line = next(line for line in shown.splitlines() if 'test_mean_iou' in line)
     assert float(line.replace('│', ' ').split()[-1]) > 0.8
     segments_a_scene(path, places / '2')
+    assert 'classes.tif: 96 x 96 pixels of 2 classes' in capfd.readouterr().out
     assert main(['segment', str(path), str(places / '2/S2L2A.tif'), '-o', 'c.png']) == 2
     assert main(['segment', weights + '/model.safetensors', str(places / '2'), '-o', 'c.tif']) == 2
     said = capfd.readouterr().err.splitlines()[-2:]

@@ -126,6 +126,7 @@ def test_change_compares_bands_by_name(tmp_path, write_raster, compare):
         ('more', [1, 0, 0, 2], ['B2', 'SCL', 'B1', 'B3']), ('mute', [0, 1, 2], None),
         ('own', [0, 1, 2], ['x', 'y', 'z']), ('own_turned', [2, 0, 1], ['z', 'x', 'Y']),
         ('other', [0, 1, 2], ['x', 'y', 'w']), ('part', [0, 1, 2], ['B1', 'B2', 'w']),
+        ('part_more', [0, 1, 2, 2], ['B1', 'B2', 'v', 'w']), ('mute_more', [0, 1, 2, 2], None),
     ):  # fmt: skip
         write_raster(tmp_path / f'{name}.tif', values=values[order], names=names)
     for before, after in (
@@ -136,6 +137,13 @@ def test_change_compares_bands_by_name(tmp_path, write_raster, compare):
     # The order counts: said by hand, the bands of these dates are not those that they seem.
     words = ('--modality', 'optical', '--bands', 'B1', 'B2', 'B3')
     assert compare('named', 'turned', *words).max() > 0.1
+    # Where there are more than are said, they go by name.
+    assert compare('named', 'more', *words).max() < 1e-3
+    assert 'part_more.tif names its bands B1 B2 v w, but none B3' in (
+        compare('more', 'part_more', *words, status=2))  # fmt: skip
+    for said in ((), words):
+        assert 'have 3 and 4 bands, but optical has 3' in (
+            compare('named', 'mute_more', *said, status=2))  # fmt: skip
     for before, after in (('named', 'own'), ('own', 'other')):
         message = compare(before, after, status=2)
         assert 'names its bands' in message and '--bands' in message
@@ -147,8 +155,11 @@ def embeddings(tmp_path, write_raster):
     """A map of 16 x 16 cells of 80 m."""
     values = np.random.default_rng(0).normal(size=(4, 16, 16))
     names = [f'd{i}' for i in range(4)]
-    return write_raster(tmp_path / 'map.tif', values=values, gsd=80.0, dtype='float32', names=names,
+    path = write_raster(tmp_path / 'map.tif', values=values, gsd=80.0, dtype='float32', names=names,
                         nodata=np.nan)  # fmt: skip
+    with rasterio.open(path, 'r+') as file:
+        file.update_tags(weights='0123456789abcdef')
+    return path
 
 
 @pytest.mark.parametrize('dtype', ['uint8', 'int16', 'float32'])

@@ -164,6 +164,18 @@ def is_cache(path: Path) -> bool:
     return content.is_file() and _FORMAT in content.read_text()
 
 
+def require_new(output: Path) -> None:
+    """Refuse what is not called as a cache is, or is there.
+
+    Raises:
+        InputError: If the output is either.
+    """
+    if output.suffix != '.zarr':
+        raise InputError(f'{output} should be a folder whose name ends in .zarr.')
+    if output.exists():
+        raise InputError(f'{output} is there already; delete it, or name another output.')
+
+
 def write_cache(rasters: Rasters, output: Path, num_workers: int = 0) -> str:
     """Write all chips once; go on where an earlier call was broken off.
 
@@ -181,10 +193,7 @@ def write_cache(rasters: Rasters, output: Path, num_workers: int = 0) -> str:
     Raises:
         InputError: If the output exists or a file cannot be read.
     """
-    if output.suffix != '.zarr':
-        raise InputError(f'{output} should be a folder whose name ends in .zarr.')
-    if output.exists():
-        raise InputError(f'{output} is there already; delete it, or name another output.')
+    require_new(output)
     partial = output.with_name(output.name + '.partial')
     description = _describe(rasters)
     progress = partial / 'progress.json'

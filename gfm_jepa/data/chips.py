@@ -20,7 +20,7 @@ from ..modalities import CLOUD_MASK, Modality
 from .finding import Found
 from .grids import boxes_of
 from .raster_files import RasterFile, Source
-from .recognition import recognise
+from .recognition import UNRECOGNISED, recognise
 from .sidecars import Facts
 
 LeftOut = tuple[str, str]
@@ -163,6 +163,18 @@ def read_area(path: Path) -> Any:
             f'in longitude and latitude.'
         ) from error
     return shapely.union_all(shapes)
+
+
+def summed_up(left_out: Sequence[LeftOut]) -> list[LeftOut]:
+    """What is left out, and why: of files that feed nothing, those of one name as one."""
+    by_name: dict[str, list[str]] = {}
+    for path, why in left_out:
+        if why == UNRECOGNISED:
+            by_name.setdefault(Path(path).name, []).append(path)
+    return [(path, why) for path, why in left_out if why != UNRECOGNISED] + [
+        (paths[0] if len(paths) == 1 else f'{len(paths)} x {name}', UNRECOGNISED)
+        for name, paths in by_name.items()
+    ]
 
 
 def scan(

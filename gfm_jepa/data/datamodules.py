@@ -181,7 +181,8 @@ class RastersDataModule(PretrainDataModule):
             (``gfm-jepa index``), or one cache (``gfm-jepa cache``).
         modalities: Which to read, the candidates for a place's anchor first.
         val_paths: Other places, for validation, an index's ``val`` or all; by default the ``val``
-            split of `paths`, of which ``train`` alone is trained on in any case.
+            split of `paths`, of which ``train`` alone is trained on in any case. Where there is
+            neither, `paths` are predicted.
         chip_size: Side of a chip, pixels of the anchor; an index or a cache has its own.
         stride: Anchor pixels from one training chip to the next; a quarter chip by default.
         patch_size: Of the encoder, pixels; chips of other gsd are multiples of it wide.
@@ -222,6 +223,7 @@ class RastersDataModule(PretrainDataModule):
         self.train_dataset: Chips
         self.val_dataset: Chips
         self.test_dataset: Chips
+        self.predict_dataset: Chips
 
     def setup(self, stage: str) -> None:
         """Scan the folders, or read the index, and print what feeds what."""
@@ -243,8 +245,11 @@ class RastersDataModule(PretrainDataModule):
                 paths = self.val_paths or self.paths
                 split = chosen or ('val' if _splits(paths) else None)
                 self.val_dataset = self._open(paths, self.chip_size, split)
+        elif stage == 'predict':
+            if not hasattr(self, 'predict_dataset'):
+                self.predict_dataset = self._open(self.paths, self.chip_size, self.keep.split)
         elif stage != 'fit':
-            raise InputError('There is nothing to validate on; set data.val_paths to other places.')
+            raise InputError(f'There is nothing to {stage}; set data.val_paths to other places.')
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches of one group each: the same modalities, sizes, gsd and dates."""
@@ -265,8 +270,9 @@ class RastersDataModule(PretrainDataModule):
         return self._in_order(self.test_dataset) if has_test else self.val_dataloader()
 
     def predict_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """As `val_dataloader`."""
-        return self.val_dataloader()
+        """As `val_dataloader`; without anything to validate on, all chips of `paths`, in order."""
+        alone = hasattr(self, 'predict_dataset')
+        return self._in_order(self.predict_dataset) if alone else self.val_dataloader()
 
     def _in_order(self, dataset: Chips) -> DataLoader[Any]:
         batches = OrderedBatchSampler(self._groups(dataset), self.batch_size)

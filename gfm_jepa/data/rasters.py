@@ -1,6 +1,5 @@
 """Chips from rasters: modalities joined on the ground, each at its own gsd."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..modalities import Modality
-from .chips import ChipFilter, FileChips, LeftOut, scan
+from .chips import ChipFilter, FileChips, LeftOut, scan, summed_up
 from .finding import find_rasters
 from .grids import Grid
 from .index import read_index
@@ -84,7 +83,7 @@ class Rasters(Dataset[dict[str, Any]]):
         self.ends = np.cumsum([len(p.corners) for p in self.places])
         if not self.places:
             reasons = sorted({why for _, why in self.left_out})[:3]
-            reasons += ['no chip passes the filters'] if some else []
+            reasons += [self._why_none(keep)] if some else []
             raise InputError(
                 f'No usable chip in {", ".join(map(str, paths))}: {len(self.left_out)} files left '
                 f'out ({"; ".join(reasons)}).'
@@ -151,10 +150,18 @@ class Rasters(Dataset[dict[str, Any]]):
             lines.append(f'and {len(self.places) - most} places more')
         if self.left_out:
             lines.append(f'{len(self.left_out)} files left out:')
-            others = Counter(Path(p).name for p, why in self.left_out if why == UNRECOGNISED)
-            lines += [f'  {path}: {why}' for path, why in self.left_out if why != UNRECOGNISED]
-            lines += [f'  {count} x {name}: {UNRECOGNISED}' for name, count in others.items()]
+            lines += [f'  {path}: {why}' for path, why in summed_up(self.left_out)]
         return '\n'.join(lines)
+
+    def _why_none(self, keep: ChipFilter) -> str:
+        """Why no chip of the files that can be read is taken."""
+        largest = max((c.file.grid for c in self.file_chips), key=lambda g: g.height * g.width)
+        if all((c.on_raster < keep.min_valid).all() for c in self.file_chips):
+            return (
+                f'chip_size is {self.chip_size}, and the largest raster has {largest.height} x '
+                f'{largest.width} pixels; take smaller chips'
+            )
+        return 'no chip passes the filters'
 
     def _check_size(self, num_dates: int) -> None:
         least = min(self.patch_size, self.chip_size, self.stride, num_dates + 1)

@@ -1,5 +1,6 @@
 """Mean and standard deviation of bands, in one streaming pass over any amount of rasters."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,14 @@ def describe(
                 reasons.append(f'{place.path}: {result}')
     if not files:
         raise InputError(f'None of {len(found)} files feeds {modality.name}: {reasons[0]}.')
+    gsds = sorted({float(f'{file.grid.gsd:.2g}') for file in files})
+    if gsds[-1] > 1.1 * gsds[0]:
+        warnings.warn(
+            f'The rasters have pixels of {", ".join(f"{g:g}" for g in gsds)} m, and the gsd of '
+            f'{files[0].path}, {files[0].grid.gsd:.4g} m, is written; describe rasters of one gsd '
+            f'at a time, if they are of different sensors.',
+            stacklevel=2,
+        )
     statistics = compute(tqdm(files, 'Reading', delay=2))
     described = replace(
         modality,

@@ -73,6 +73,11 @@ def _joined(
     return first[i], second[j], places
 
 
+def summary(scores: NDArray[np.floating]) -> dict[str, float]:
+    """Mean and maximum of scores, NaN left out."""
+    return {'mean': round(float(np.nanmean(scores)), 4), 'max': round(float(np.nanmax(scores)), 4)}
+
+
 def otsu(scores: NDArray[np.floating]) -> float:
     """The threshold that splits scores into two groups as far apart as can be; no labels.
 

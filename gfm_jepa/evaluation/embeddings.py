@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from shapely.geometry import Point
 
 from ..data.grids import Grid, to_degrees
 from ..data.index import make_folder
+from ..data.places import outline
 from ..data.raster_files import reason
 from ..errors import InputError
 from ..output_paths import require_apart
@@ -94,7 +96,12 @@ class EmbeddingMap:
         at = np.nan_to_num(~self.target.transform @ (x, y), nan=-1.0, posinf=-1.0, neginf=-1.0)
         col, row = (int(np.floor(v)) for v in at)
         if not (0 <= row < self.target.height and 0 <= col < self.target.width):
-            raise InputError(f'{lon}, {lat} (longitude, latitude) lies beyond {self.path}.')
+            west, south, east, north = outline(self.target)
+            raise InputError(
+                f'{lon}, {lat} (longitude, latitude) lies beyond {self.path}, which spans '
+                f'longitudes {west:.4f} to {east:.4f} and latitudes {south:.4f} to {north:.4f}; '
+                f'give a place within, longitude first.'
+            )
         return row * self.target.width + col
 
     def positions(self, places: Places) -> NDArray[np.float64]:
@@ -280,15 +287,25 @@ Embeddings = EmbeddingMap | EmbeddedTable
 def open_embeddings(path: Path) -> Embeddings:
     """Open what `gfm-jepa embed` wrote: a ``.tif`` or a ``.parquet``.
 
+    A map that does not say so is taken too, with a warning: other tools write embeddings as well.
+
     Raises:
         InputError: If it is none.
     """
-    is_table = path.suffix.lower() == '.parquet' and path.is_file()
-    return _open_table(path) if is_table else open_map(path)
+    if path.suffix.lower() == '.parquet' and path.is_file():
+        return _open_table(path)
+    found = open_map(path)
+    if not found.weights:
+        warnings.warn(
+            f'{path} was not written by `gfm-jepa embed`, and its values are taken for embeddings '
+            f'as they are; if it is a scene, embed it first.',
+            stacklevel=2,
+        )
+    return found
 
 
 def open_map(path: Path) -> EmbeddingMap:
-    """Open a map that `gfm-jepa embed` wrote.
+    """Open a map that `gfm-jepa embed` wrote, or a scene to be read as one.
 
     Raises:
         InputError: If it is none.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.recognition import UNRECOGNISED
+from ..data.chips import summed_up
 from ..errors import InputError
 from ..modalities import Modality
 from . import explore_figures as figures
@@ -216,9 +216,7 @@ def _notes(seen: Survey) -> str:
 
 def _left_out(seen: Survey) -> str:
     """Every file that is not read, and why; those of other kinds by name."""
-    others = Counter(Path(p).name for p, why in seen.left_out if why == UNRECOGNISED)
-    rows = [(path, why) for path, why in seen.left_out if why != UNRECOGNISED]
-    rows += [(f'{count} x {name}', UNRECOGNISED) for name, count in others.items()]
+    rows = summed_up(seen.left_out)
     if not rows:
         return '<p>No file was left out.</p>'
     more = f'<p>and {len(rows) - _MOST_ROWS} more</p>' if len(rows) > _MOST_ROWS else ''

@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..modalities import MODALITIES, Modality, pick_bands
 from ..models import BaseEncoder, TimmEncoder
 from ..models.hub import from_pretrained
+from ..models.timm_encoder import require_timm
 from ..models.weight_files import weights_hash
 from .baselines import ImageStatistics, RandomConvolutions, features_of_twin, random_init
 from .features import Embed, EncoderFeatures
@@ -60,6 +61,9 @@ class Contest:
         timm: timm's models by name, with random weights, or ``NAME=FILE`` with those of a file.
         baselines: Whether the standing baselines take part; they should.
         seed: Of random weights.
+
+    Raises:
+        InputError: If timm knows no such model, or there is no such file.
     """
 
     sources: Sequence[str]
@@ -67,6 +71,14 @@ class Contest:
     timm: Sequence[str] = ()
     baselines: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what is not there before anything is computed."""
+        for spec in self.timm:
+            name, _, file = spec.partition('=')
+            require_timm(name)
+            if file and not Path(file).is_file():
+                raise InputError(f'There is no file {file} with weights of {name}.')
 
     def methods(self, benchmark: Benchmark) -> Iterator[Method]:
         """Yield the weights, then the baselines, then timm's models.
@@ -135,8 +147,6 @@ def timm_encoder(name: str, file: str, modality: Modality, seed: int) -> TimmEnc
         torch.manual_seed(seed)
         encoder = TimmEncoder([modality], name)
     if file:
-        if not Path(file).is_file():
-            raise InputError(f'There is no file {file} with weights of {name}.')
         try:
             state = timm.models.load_state_dict(file, use_ema=False, weights_only=True)
             own = encoder.backbone.state_dict()

@@ -48,10 +48,15 @@ def pixel_change(encoder: Encoder, modality: str, before: Float, after: Float) -
     """
     embed = encoder.embedder(modality)
     bands = embed.modality.bands
-    if before.shape != after.shape or len(before) != len(bands):
+    if {len(before), len(after)} != {len(bands)}:
+        raise InputError(
+            f'The dates have {len(before)} and {len(after)} bands, but {modality} has {len(bands)} '
+            f'({" ".join(bands)}); name all of theirs with --modality and --bands, in their order.'
+        )
+    if before.shape != after.shape:
         raise InputError(
             f'The dates have the shapes {before.shape} and {after.shape}; expected twice the same '
-            f'ground with the bands {", ".join(bands)}.'
+            f'ground.'
         )
     there = np.isfinite(before).all(axis=0) & np.isfinite(after).all(axis=0)
     if there.sum() < 2:
@@ -113,20 +118,28 @@ def bands_of(raster: EmbeddingMap, order: Sequence[int] | None = None) -> Float:
 
 
 def band_orders(
-    before: EmbeddingMap, after: EmbeddingMap, modality: Modality
+    before: EmbeddingMap, after: EmbeddingMap, modality: Modality, stated: bool = False
 ) -> tuple[Sequence[int], Sequence[int]]:
     """Which bands of two scenes are compared, so that names and not positions are.
 
     Bands that a file names go into the modality's order, as `gfm-jepa embed` has them; names that
     the modality does not know are matched between both dates. Bands without a name stay in place.
 
+    Args:
+        before: Earlier date.
+        after: Later date.
+        modality: Of both.
+        stated: Whether the user says that these are the bands of the scenes, in their order; of a
+            scene with another number of bands they are picked by name.
+
     Raises:
         InputError: If both dates name their bands, and not alike; or one names a part of the
             modality's bands only.
     """
     dates = (before, after)
-    known = [_known_order(raster, modality) for raster in dates]
-    if None in known and _names_bands(before) and _names_bands(after):
+    own = [stated and len(raster.names) == len(modality.bands) for raster in dates]
+    known = [None if o else _known_order(x, modality) for x, o in zip(dates, own, strict=True)]
+    if not stated and None in known and _names_bands(before) and _names_bands(after):
         first, second = ([n.lower() for n in raster.names] for raster in dates)
         if known != [None, None] or sorted(first) != sorted(second):
             raise InputError(
@@ -153,8 +166,9 @@ def _known_order(raster: EmbeddingMap, modality: Modality) -> list[int] | None:
         return None
     if lacking := [band for band in modality.bands if band not in file.bands]:
         raise InputError(
-            f'{raster.path} names its bands {" ".join(raster.names)}, but none {lacking[0]}; say '
-            f'with --modality and --bands which of {modality.name} they are, in their order.'
+            f'{raster.path} names its bands {" ".join(raster.names)}, but none '
+            f'{", ".join(lacking)}; name with --modality and --bands those of {modality.name} that '
+            f'both dates have.'
         )
     return [number - 1 for number in file.band_ids]
 

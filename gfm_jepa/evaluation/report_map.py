@@ -73,12 +73,12 @@ def map_section(
     shown = []
     if scene:
         shown.append(('scene', _png(_scene(embeddings, scene, step)), escape(scene.name)))
+    # What may not fit is read before the slow work.
+    over = [(name, *_layer(embeddings, path, step)) for name, path in (layers or {}).items()]
     values, places, basis = _vectors(embeddings, step)
     shown.append(('features', _png(_components(embeddings, values, places, step)),
                   'three principal components as red, green and blue'))  # fmt: skip
-    for name, path in (layers or {}).items():
-        picture, legend = _layer(embeddings, path, step)
-        shown.append((name, _png(picture), legend))
+    shown += [(name, _png(picture), legend) for name, picture, legend in over]
     at = embeddings.positions(places)
     row, col = np.divmod(places, width)
     columns = -(-width // step)
@@ -165,7 +165,7 @@ def _layer(embeddings: EmbeddingMap, path: Path, step: int) -> tuple[NDArray[np.
     except RasterioError as error:
         raise InputError(f'{path} cannot be read ({reason(error)}).') from error
     if coloured:
-        return _scene(embeddings, path, step), escape(path.name)
+        return _scene(embeddings, path, step, 'layers of it'), escape(path.name)
     how = Resampling.mode if classes else Resampling.average
     values = _thinned(embeddings.image(read_on(embeddings, path, how)), step)
     there = np.isfinite(values) & (values != -1)
@@ -192,7 +192,9 @@ def _layer(embeddings: EmbeddingMap, path: Path, step: int) -> tuple[NDArray[np.
     return picture, f'{low:.3g}{bar}{high:.3g}'
 
 
-def _scene(embeddings: EmbeddingMap, path: Path, step: int) -> NDArray[np.uint8]:
+def _scene(
+    embeddings: EmbeddingMap, path: Path, step: int, wanted: str = 'its scene'
+) -> NDArray[np.uint8]:
     """A raster's red, green and blue over the shown cells of a map, 2nd to 98th percentile."""
     grid = embeddings.target
     rows, columns = -(-grid.height // step), -(-grid.width // step)
@@ -212,7 +214,7 @@ def _scene(embeddings: EmbeddingMap, path: Path, step: int) -> NDArray[np.uint8]
     values = raw.filled(0).astype(np.float32)
     there = ~np.ma.getmaskarray(raw).any(axis=0) & np.isfinite(values).all(axis=0)
     if not there.any():
-        raise InputError(f'{path} has no data where {embeddings.path} has; give its scene.')
+        raise InputError(f'{path} has no data where {embeddings.path} has; give {wanted}.')
     low, high = np.percentile(values[:, there], (2, 98), axis=1)[..., None, None]
     picture = np.zeros((height, width, 4), np.uint8)
     share = np.clip((values - low) / np.maximum(high - low, 1e-9), 0, 1)

@@ -237,7 +237,10 @@ def _write(
                 target = path / f'{embedded.scene.name}.tif' if kind == 'folder' else path
                 write_cog(target, embedded.grid, blocks, projection, own)
     size = ' + '.join(f'{m.tiling.shape[0]} x {m.tiling.shape[1]}' for m in maps[:3])
-    said = f'{work.output}: {size} cells of {len(projection.names)} features'
+    cells = 'pixels' if all(m.tiling.cell == 1 for m in maps) else 'cells'
+    of = f'{len(projection.names)} features' if names is None else ', '.join(projection.names)
+    of = f'{len(settings.likeliest)} classes' if settings.likeliest else of
+    said = f'{work.output}: {size} {cells} of {of}'
     if empty := sorted({m.scene.name for m in maps} - with_data):
         said += f'; only nodata, since there is nothing valid to embed: {", ".join(empty)}'
     return said

@@ -103,7 +103,8 @@ class BaseEncoder(nn.Module, ABC):
                 f'embeds {", ".join(names)}; name at least one of them.'
             )
         stated = batch.get('gsd')
-        if isinstance(stated, Mapping) and (odd := [n for n in stated if n not in {*names, *batch}]):
+        known = {*names, *batch}
+        if isinstance(stated, Mapping) and (odd := [n for n in stated if n not in known]):
             raise InputError(
                 f'gsd of the batch names {odd[0]!r}, which it does not hold; name what it holds, '
                 f'such as {next(iter(rasters))}.'

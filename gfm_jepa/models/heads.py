@@ -191,7 +191,7 @@ def load_classifier(path: str | Path) -> Classifier:
 
     encoder, head, facts = load_head(
         path, 'head', make, 'holds an encoder, but no head; name a checkpoint of gfm_jepa.tasks.'
-        'Classification, or what `gfm-jepa benchmark --save-head` wrote.',
+        'Classification, or what `gfm-jepa benchmark --save-head FILE` wrote.',
     )  # fmt: skip
     return Classifier(encoder, head, _as_facts(facts))
 

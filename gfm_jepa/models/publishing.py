@@ -151,7 +151,12 @@ def read_rows(path: Path) -> Sequence[Mapping[str, Any]]:
     """
     if not path.is_file():
         raise InputError(f'There is no {path}; `gfm-jepa probe ... --output {path}` writes it.')
-    rows = read_json(path)
+    try:
+        rows = read_json(path)
+    except InputError as error:
+        raise InputError(
+            f'{path} is not JSON; give the rows that `gfm-jepa probe --output` writes.'
+        ) from error
     wanted = {'name', 'dataset', 'split', 'features', 'knn5', 'linear', 'n_train', 'n_val',
               'n_test'}  # fmt: skip
     if not isinstance(rows, list) or not all(

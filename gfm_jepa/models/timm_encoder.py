@@ -5,6 +5,7 @@ timm is imported when a model is built: it takes longer than loading weights of 
 
 import warnings
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -223,13 +224,24 @@ class TimmEncoder(BaseEncoder):
         return reduction // 4 if is_small_resnet else reduction
 
 
+def require_timm(name: str) -> None:
+    """Refuse a name that timm does not know.
+
+    Raises:
+        InputError: Naming some that are like it.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        close = ', '.join(get_close_matches(name, timm.list_models(), 5)) or 'resnet50'
+        raise InputError(f'timm has no model {name!r}; it has {close} and others.')
+
+
 def _create(name: str, options: Mapping[str, Any], small_images: bool, pretrained: bool) -> Any:
     """Let timm build a model, of any input size where it can be."""
     import timm
 
-    if not timm.is_model(name):
-        close = ', '.join(timm.list_models(f'*{name[:6]}*')[:5]) or 'resnet50, convnext_atto'
-        raise InputError(f'timm has no model {name!r}; it has {close} and others.')
+    require_timm(name)
     options = {**options, 'pretrained': pretrained}
     if timm.get_pretrained_cfg(name).fixed_input_size:
         model = _build(name, {**options, 'dynamic_img_size': True}, options)

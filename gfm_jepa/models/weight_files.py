@@ -206,17 +206,25 @@ def replace_folder(temporary: Path, folder: Path) -> None:
 
 
 def refuse_foreign(folder: Path, names: Sequence[str] = (CONFIG,)) -> None:
-    """Refuse a folder whose config.json or model card is not one of ours.
+    """Refuse a folder whose config.json or model card is not one of ours, or of other files alone.
 
     Args:
         folder: That is written into.
         names: Of the files that are.
 
     Raises:
-        InputError: If it would be replaced.
+        InputError: If something would be replaced, or end among files of something else.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f'{folder} is a file; name a folder to write the encoder into.')
+    if folder.is_dir() and not (folder / CONFIG).is_file():
+        # A new repository has hidden files; what a killed call left is ours.
+        ours = re.compile(rf'\..*|tmp\w{{8}}|{"|".join(map(re.escape, (WEIGHTS, CARD, GOLDEN)))}')
+        others = sorted(p.name for p in folder.iterdir() if not ours.fullmatch(p.name))
+        if others:
+            raise InputError(
+                f'{folder} holds {others[0]} and no encoder; name a new or an empty folder.'
+            )
     for name in (CONFIG, CARD):
         if name in names and (folder / name).is_file() and not _is_ours(folder / name):
             raise InputError(

@@ -19,11 +19,12 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
+from ..bundled import bundled_folder
 from ..data.datamodules import PretrainDataModule
 from ..data.raster_files import require_half_of_bands
 from ..data.rasters import Rasters
 from ..errors import InputError
-from ..models.hub import load_checkpoint
+from ..models.hub import from_pretrained, load_checkpoint
 from .base import PretrainTask
 from .callbacks import NaNGuard
 from .pixelwise import PixelTask
@@ -39,6 +40,8 @@ from .supervised import SupervisedTask
 
 # What jsonargparse says besides what is wrong.
 _NOISE = ('Subtypes', 'Errors:', 'Given value', "- Expected a <class 'NoneType'>", 'Does not valid')
+
+_WITHOUT_PATH = ('auto', 'last', 'best', 'hpc', 'registry')  # checkpoints by what they are
 
 
 class SaveConfig(SaveConfigCallback):
@@ -101,6 +104,22 @@ class GfmJepaCLI(LightningCLI):
         )
         # Tasks without classes have no such argument, and the link does nothing then.
         parser.link_arguments('data.class_names', 'model.init_args.classes', apply_on='instantiate')
+
+    def before_instantiate_classes(self) -> None:
+        """Look for weights and a checkpoint before data are read, which may take a while.
+
+        Raises:
+            InputError: If they are not there.
+        """
+        weights = self._get(self.config, 'model').get('init_args.encoder.weights')
+        if weights and not (Path(weights).exists() or bundled_folder(weights)):
+            from_pretrained(weights)
+        path = self._get(self.config, 'ckpt_path')
+        if path and path not in _WITHOUT_PATH and not Path(path).is_file():
+            raise InputError(
+                f'There is no checkpoint {path}; name a .ckpt file of `gfm-jepa fit`, or take '
+                f'--ckpt_path auto, the newest of this run.'
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has unless it is told otherwise: loggers, guards, whole checkpoints.
@@ -234,7 +253,7 @@ class GfmJepaCLI(LightningCLI):
     def _look(self, stage: str, part: str) -> None:
         """Set the data up, put one sample past the encoder, and open the checkpoint."""
         path = self._get(self.config_init, 'ckpt_path')
-        named = path and path not in ('best', 'hpc', 'registry')
+        named = path and path not in _WITHOUT_PATH
         if named and 'pytorch-lightning_version' not in load_checkpoint(Path(path)):
             raise InputError(
                 f'{path} holds weights, but no state of a run; give them as '

@@ -101,10 +101,11 @@ class IJEPA(PretrainTask):
         if left > 0.05:
             weights = self.encoder_config.weights
             start = 'its random start' if weights is None else f'as in {weights}'
+            steps = self.total_steps()
+            lower = f', or a lower ema than {list(self.ema)}, such as [{1 - 10 / steps:.4f}, 1.0]'
             rank_zero_info(
-                f'After {self.total_steps()} steps {100 * left:.0f} % of the target encoder, which '
-                f'is what you get, are still {start}; take more steps, or a lower ema '
-                f'than {list(self.ema)}, such as [{max(1 - 10 / self.total_steps(), 0):.4f}, 1.0].'
+                f'After {steps} steps {100 * left:.0f} % of the target encoder, which is what you '
+                f'get, are still {start}; take more steps{lower if steps >= 100 else ""}.'
             )
 
     @property

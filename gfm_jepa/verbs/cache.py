@@ -34,10 +34,11 @@ def main(words: Sequence[str]) -> None:
         )
     from dataclasses import replace
 
-    from ..data.caches import write_cache
+    from ..data.caches import require_new, write_cache
     from ..data.index import modalities_of
     from ..data.rasters import Rasters
 
+    require_new(args.output)
     rasters = Rasters(
         args.paths, modalities_of(args.modalities), chip_size_of(args), args.stride,
         args.patch_size, args.num_dates, replace(keep, split=args.split),

@@ -19,15 +19,16 @@ def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         'gfm-jepa change', description='Difference of the features of two maps that `gfm-jepa '
         'embed` wrote, on the grid of the first; with --weights of two scenes, pixel by pixel, '
-        'each date standardised. The last line is JSON: with labels, the area '
-        'under the ROC curve of each score, and F1 above its threshold by Otsu.',
+        'each date standardised. The last line is JSON: mean and maximum of each score; with '
+        'labels, the area under its ROC curve, and F1 above its threshold by Otsu.',
     )  # fmt: skip
     add = parser.add_argument
     add('before', type=Path, help='.tif of the earlier date')
     add('after', type=Path, help='.tif of the later date, of the same weights')
     add('--weights', help='compare two scenes by the first stage of its stem, not two maps')
     add('--modality', help='with --weights: of the scenes; the first of the weights by default')
-    add('--bands', nargs='+', help="with --weights: the modality's names of the scenes' bands")
+    add('--bands', nargs='+', help="with --weights: the modality's names of the scenes' bands, or "
+        'those to pick by name of scenes with more')  # fmt: skip
     add('-o', '--output', type=Path, required=True, help='.tif')
     add('--labels', type=Path, help='raster that is above 0 where something has changed')
     add('--mask', type=Path, help='.tif to write: 1 where the score lies above its threshold by '
@@ -40,11 +41,12 @@ def main(words: Sequence[str]) -> None:
     from rasterio.enums import Resampling
 
     from ..errors import InputError
-    from ..evaluation.change import change_maps, otsu, ranking
+    from ..evaluation.change import change_maps, otsu, ranking, summary
     from ..evaluation.clusters import read_on
     from ..evaluation.embeddings import (
         EmbeddingMap,
         open_embeddings,
+        open_map,
         require_like,
         require_same_weights,
     )
@@ -64,7 +66,8 @@ def main(words: Sequence[str]) -> None:
         )
     read = (args.before, args.after, args.labels, args.weights)
     picture = picture_beside(args.output, args.picture, read, args.mask)
-    before, after = open_embeddings(args.before), open_embeddings(args.after)
+    opened = open_map if args.weights else open_embeddings  # scenes, or maps
+    before, after = opened(args.before), opened(args.after)
     if not isinstance(before, EmbeddingMap) or not isinstance(after, EmbeddingMap):
         raise InputError('Change is a difference of maps; give two .tif of embeddings.')
     require_like(args.output, before)
@@ -77,7 +80,7 @@ def main(words: Sequence[str]) -> None:
     else:
         require_same_weights(before, after)
         scores = change_maps(before, after)
-    result = {}
+    result = {name: summary(values) for name, values in scores.items()}
     if args.labels:
         marks = read_on(before, args.labels, Resampling.mode)
         labels = np.where(np.isfinite(marks) & (marks >= 0), marks > 0, -1)
@@ -113,8 +116,7 @@ def _by_pixel(
     if not isinstance(encoder, Encoder):
         raise InputError(f'{args.weights} is a timm model; compare maps of `gfm-jepa embed`.')
     modality = args.modality or next(iter(encoder.modalities))
-    # Who gives --bands says what is where.
-    orders = (None, None) if bands else band_orders(before, after, encoder.modalities[modality])
+    orders = band_orders(before, after, encoder.modalities[modality], stated=bool(bands))
     dates = [bands_of(x, order) for x, order in zip((before, after), orders, strict=True)]
     return pixel_change(encoder, modality, *dates).ravel()
 

@@ -11,7 +11,7 @@ def main(words: Sequence[str]) -> None:
     """Run the verb."""
     parser = argparse.ArgumentParser(
         'gfm-jepa classify', description='Class and probabilities of images, by a head that '
-        '`gfm-jepa fit` (task Classification) or `gfm-jepa benchmark` (finetune, --save-head) '
+        '`gfm-jepa fit` (task Classification) or `gfm-jepa benchmark` (finetune, --save-head FILE) '
         'wrote. Pictures are resized to what it learned from; of rasters the middle is taken.',
     )  # fmt: skip
     parser.add_argument('head', help='checkpoint of encoder and head')

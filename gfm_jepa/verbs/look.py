@@ -58,16 +58,18 @@ def main(words: Sequence[str]) -> None:
     if not isinstance(encoder, Encoder):
         raise InputError(f'{args.weights} is a timm model; its inside is not drawn.')
     scenes, _ = find_scenes(args.inputs, encoder.modalities, encoder.patch_sizes, args.window)
-    make_folder(args.output)
     with closing(Windows(encoder, scenes, args.windows, args.seed)) as windows:
         for name, picture in pictures.items():
             try:
-                save(_draw(name, args, encoder, windows), picture)
-                print(picture)
+                figure = _draw(name, args, encoder, windows)
             except InputError as error:
                 if args.figures:
                     raise
                 print(f'{name} is left out: {error}')
+                continue
+            make_folder(args.output)
+            save(figure, picture)
+            print(picture)
 
 
 def _draw(name: str, args: argparse.Namespace, encoder: 'Encoder', windows: 'Windows') -> 'Figure':

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..evaluation.embeddings import Embeddings
+    from ..models import BaseEncoder
 
 
 def main(words: Sequence[str]) -> None:
@@ -86,9 +87,15 @@ def embed_image(weights: str, path: str, like: 'Embeddings') -> 'NDArray[np.floa
     from ..inference.embed import embed
     from ..models.hub import from_pretrained
 
+    encoder = from_pretrained(weights)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / f'example{like.path.suffix}'
-        embed(from_pretrained(weights), [path], output, say=lambda text: None)
+        place = placed(path, encoder, Path(folder))
+        try:
+            embed(encoder, [place], output, say=lambda text: None)
+        except InputError as error:
+            copy, own = (p.rpartition('=')[2] for p in (place, path))
+            raise InputError(str(error).replace(copy, own)) from error
         example = open_embeddings(output)
         require_same_weights(replace(example, path=Path(path)), like)
         try:
@@ -96,3 +103,55 @@ def embed_image(weights: str, path: str, like: 'Embeddings') -> 'NDArray[np.floa
         except InputError as error:
             raise InputError(f'{path} holds no data to search with; take another.') from error
         return mean
+
+
+def placed(path: str, encoder: 'BaseEncoder', folder: Path) -> str:
+    """An example as it is; of one without a place on the ground, a copy that has a made-up one.
+
+    An embedding needs no place; what reads rasters asks for one.
+
+    Args:
+        path: Of the example, perhaps as ``NAME=PATH``.
+        encoder: That should embed it.
+        folder: For the copy, which is called as the file and its folder are.
+
+    Raises:
+        InputError: If it has no place, and does not say which of several modalities it is.
+    """
+    import shutil
+    import warnings
+
+    import rasterio
+    import rasterio.shutil
+    from affine import Affine
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    from ..data.sidecars import sidecars
+    from ..errors import InputError
+
+    known = encoder.modalities
+    name, _, rest = path.partition('=')
+    file = Path(rest if name in known else path)
+    copy = folder / file.parent.resolve().name / f'{file.stem}.tif'
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', NotGeoreferencedWarning)
+        try:
+            with rasterio.open(file) as source:
+                if source.crs and not source.transform.is_identity:
+                    return path
+                if name not in known and len(known) > 1:
+                    raise InputError(
+                        f'{path} has no place on the ground that would tell what it is; give it '
+                        f'as NAME=PATH, by one of {", ".join(known)}.'
+                    )
+                copy.parent.mkdir(exist_ok=True)
+                rasterio.shutil.copy(source, copy, driver='GTiff')
+        except RasterioError:  # whoever embeds it says what is wrong
+            return path
+        modality = known.get(name, next(iter(known.values())))
+        with rasterio.open(copy, 'r+') as target:
+            target.crs = 'EPSG:32631'
+            target.transform = Affine(modality.gsd, 0, 500_000, 0, -modality.gsd, 5_000_000)
+    for beside in sidecars(file.parent):
+        shutil.copy(beside, copy.parent)
+    return f'{modality.name}={copy}'

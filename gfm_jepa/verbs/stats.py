@@ -29,5 +29,6 @@ def main(words: Sequence[str]) -> None:
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(text)
+        print(f'written: {args.output}')
     else:
         print(text, end='')
