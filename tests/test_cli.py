@@ -58,7 +58,7 @@ def test_truncated_file_is_refused_when_strict(fails, tmp_path, write_raster):
 def test_wrong_band_count(fails, tmp_path, write_raster):
     write_raster(tmp_path / 'S2L2A.tif', 7)
     message = fails(*fit(f'--data.paths=[{tmp_path}]'))
-    assert 'has 7 bands (without names), but s2_l2a has 12' in message
+    assert 'has 7 bands, but s2_l2a has 12' in message
 
 
 def test_unknown_modality(fails, tmp_path, write_raster):

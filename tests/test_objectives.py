@@ -1,7 +1,6 @@
 """Each loss against an independent formula, and the methods built on them."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from gfm_jepa.losses import info_nce, negative_cosine, patch_discrimination
 from gfm_jepa.masks import RandomCells
 from gfm_jepa.metrics import embedding_std
 from gfm_jepa.models.projectors import projector
-from gfm_jepa.tasks import EncoderConfig, LatentMIM, LeJEPA, OptimizerConfig, SimSiam, VICReg
+from gfm_jepa.tasks import EncoderConfig, LatentMIM, LeJEPA, OptimizerConfig, SimSiam, VICReg, views
 from gfm_jepa.tasks.ijepa import sample_masks
 from gfm_jepa.views import Views
 
@@ -157,23 +156,17 @@ def test_batches_with_nothing_to_compare_are_left_out_of_validation(method):
         assert found.keys() == logged and all(np.isfinite(v) for v in found.values())
 
 
-def test_a_batch_is_left_out_on_all_ranks_if_it_is_on_one():
+def test_a_batch_is_left_out_only_if_all_ranks_together_have_too_little(monkeypatch):
     task = LeJEPA([SENSOR.to_dict()], SMALL).eval()
     batch = {'optical': 100 + 50 * random(4, 3, 32, 32)}
-    assert task.compute_loss(batch, 0) > 0
-    asked = []
-
-    def elsewhere(decision, all):
-        asked.append(decision)
-        return True
-
-    task._trainer = SimpleNamespace(
-        world_size=2, global_rank=0, current_epoch=0,
-        strategy=SimpleNamespace(reduce_boolean_decision=elsewhere),
-    )  # fmt: skip
-    assert task.compute_loss(batch, 0) is None and asked == [False]
     batch['optical'][1:] = torch.nan
-    assert task.compute_loss(batch, 0) is None and asked == [False, True]
+    assert task.compute_loss(batch, 0) is None
+    with pytest.raises(InputError, match='1 of 4 samples'):
+        task.train().compute_loss(batch, 0)
+    # Another rank has one more, of the four that it holds.
+    others = iter((4, 1))
+    monkeypatch.setattr(views, 'count_over_ranks', lambda count, device: count + next(others))
+    assert task.eval().compute_loss(batch, 0) is not None
 
 
 def test_health_is_measured_on_the_first_view_of_each_sample():

@@ -230,6 +230,7 @@ def test_two_outputs_are_two_files(refused, line):
     assert 'written twice' in refused(line)
 
 
+@pytest.mark.filterwarnings('ignore:.*not written by `gfm-jepa embed`')  # nor was it
 def test_outputs_that_are_right_are_written(scene, capfd):
     assert run('cluster map.tif -k 2 -o c.tif --picture c.pdf --labels labels.tif') == 0
     assert (scene / 'c.pdf').read_bytes().startswith(b'%PDF')

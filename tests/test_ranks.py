@@ -24,7 +24,7 @@ rank, world = int(sys.argv[1]), int(sys.argv[2])
 if world > 1:
     dist.init_process_group('gloo', rank=rank, world_size=world)
 sensor = Modality('s', ('a', 'b'), 10.0, 'DN', (0.0, 0.0), (1.0, 1.0)).to_dict()
-batch = torch.randn(16, 2, 64, 64, generator=torch.Generator().manual_seed(3))
+batch = torch.randn(16, 2, 32, 32, generator=torch.Generator().manual_seed(3))
 
 def views(self, batch, *_):
     # No draw of its own: each sample's views depend on nothing but the sample.
@@ -55,7 +55,7 @@ cases += [(m, 1, 'gone', gone) for m in ('LeJEPA', 'VICReg', 'SimSiam')]
 for name, accumulation, kind, samples in cases:
     torch.manual_seed(0)
     stem = 'linear' if name in ('IJEPA', 'LatentMIM') else 'conv'
-    task = getattr(tasks, name)([sensor], EncoderConfig('nano', patch_size=16, stem=stem))
+    task = getattr(tasks, name)([sensor], EncoderConfig('nano', patch_size=8, stem=stem))
     task._seed, task.log_dict = 0, lambda values: None
     # In float32 a ReLU at its kink turns the order of a sum into another gradient (seen: 0.7 %).
     task.double()

@@ -262,7 +262,11 @@ def test_a_target_that_cannot_follow_is_told(steps, told, caplog):
     task = IJEPA(SENSORS)
     strategy = SimpleNamespace(broadcast=lambda seed: seed)
     trainer = SimpleNamespace(
-        strategy=strategy, precision='32-true', estimated_stepping_batches=steps
+        strategy=strategy,
+        precision='32-true',
+        estimated_stepping_batches=steps,
+        fit_loop=None,
+        train_dataloader=None,
     )
     task._trainer = trainer
     with caplog.at_level('INFO'):

@@ -349,11 +349,11 @@ def _match_bands(
     contradicts = spoken and not known and _are_bands(keys)
     if count == len(modality.bands) and not contradicts:
         return tuple(range(1, count + 1)), False
-    said = ' '.join(n or '?' for n in names) if any(names) else 'without names'
+    said = f'calls its {" ".join(n or "?" for n in names)}' if any(names) else 'names none'
     raise InputError(
-        f'{path} has {count} bands ({said}), but {modality.name} has {len(modality.bands)} '
-        f'({" ".join(modality.bands)}); name its bands so in a bands.yaml beside it, or state '
-        f'its own modality as name=path.'
+        f'{path} has {count} bands, but {modality.name} has {len(modality.bands)} '
+        f'({" ".join(modality.bands)}), and the file {said}; name its bands so in a bands.yaml '
+        f'beside it, or state its own modality as name=path.'
     )
 
 
