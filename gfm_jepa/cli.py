@@ -89,7 +89,7 @@ def _format_warning(
     line: str | None = None,
 ) -> str:
     """Our own warnings as one sentence, like errors; others with their place, as Python does."""
-    if Path(__file__).parent in Path(filename).parents:
+    if category is UserWarning and Path(__file__).parent in Path(filename).parents:
         return f'gfm-jepa: warning: {message}\n'
     return _formatted(message, category, filename, lineno, line)
 

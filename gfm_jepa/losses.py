@@ -206,8 +206,8 @@ class VICReg(nn.Module):
         """
         views, count, width = projections.shape
         pairs = [(i, j) for i in range(views) for j in range(i)]
-        distance = torch.stack(
-            [part_of_mean((projections[i] - projections[j]).square()) for i, j in pairs]
+        distance = part_of_mean(
+            torch.stack([(projections[i] - projections[j]).square() for i, j in pairs])
         )
         centred = projections - joined_mean(projections, [1])
         # The mean over all ranks of the products, turned into the unbiased estimate.
@@ -219,7 +219,7 @@ class VICReg(nn.Module):
         diagonal = torch.eye(width, dtype=torch.bool, device=projections.device)
         mixing = covariance.masked_fill(diagonal, 0.0).square().sum(dim=(1, 2)) / width
         return (
-            self.invariance * distance.mean(),
+            self.invariance * distance,
             self.variance * spread,
             self.covariance * 2 * mixing.mean(),
         )

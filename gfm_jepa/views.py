@@ -129,9 +129,10 @@ def cut(
         x = x if x.is_floating_point() else x.float()
         shape = [len(x), x.shape[1], *sizes[name]]
         grid = F.affine_grid(windows.to(x), shape, align_corners=False)
-        gaps = x.isnan()
-        view = _resampled(x.masked_fill(gaps, 0.0), grid)
-        if gaps.any():
+        gaps = ~x.isfinite()  # the infinite is not there either
+        some = bool(gaps.any())
+        view = _resampled(x.masked_fill(gaps, 0.0) if some else x, grid)
+        if some:
             missing = _resampled(gaps.to(x), grid)  # the weight of the gaps in each pixel
             view = (view / (1 - missing)).masked_fill(missing > _ROUNDING, torch.nan)
         views[name] = view
@@ -287,9 +288,9 @@ class Crops:
     Args:
         num_global: Global views G.
         num_local: Local views.
-        global_scale: Share of the chip's area that a global view shows.
+        global_scale: Share of the area of the chip's largest square that a global view shows.
         global_fraction: Side of a global view over the chip's shorter one, in pixels.
-        local_scale: Share of the chip's area that a local view shows.
+        local_scale: Share of the area of the chip's largest square that a local view shows.
         local_fraction: Side of a local view over the chip's shorter one, in pixels.
 
     Raises:

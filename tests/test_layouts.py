@@ -517,8 +517,10 @@ def test_reflectance_is_said_and_may_be_stated(tmp_path, write_raster, values):
     chip, data = only(tmp_path, quantified)
     assert torch.allclose(chip, torch.from_numpy(values).float(), rtol=1e-5)
     assert 'looks like' not in data.report()
-    # Beside an offset of stored numbers, it is no scale.
+    # Of stored numbers, it is no scale.
     write_raster(path, values=values, dtype='float32')
+    chip, _ = only(tmp_path, quantified)
+    assert torch.equal(chip, torch.from_numpy(values).float())
     (tmp_path / 'bands.yaml').write_text('scale: 1\noffset: -100')
     chip, _ = only(tmp_path, quantified)
     assert torch.allclose(chip, torch.from_numpy(values - 100).float(), rtol=1e-5)
@@ -534,6 +536,13 @@ def test_bands_called_as_another_sensor_calls_them(tmp_path, write_raster, value
     write_raster(tmp_path / 'naip_a.tif', values=four, names=('B1', 'B2', 'B3', 'B4'))
     chip, data = only(tmp_path, aerial)  # they are counted
     assert torch.equal(chip, torch.from_numpy(four).float()) and 'by position' in data.report()
+    # A sensor of the user's own: names that tell of a part of its bands only do not reorder it.
+    own = Modality('own', ('blue', 'green', 'red', 'infra'), 10.0, 'DN')
+    write_raster(tmp_path / 'own_a.tif', values=four, names=('B02', 'B03', 'B04', 'B8A'))
+    chip, _ = only(tmp_path / 'own_a.tif', own)
+    assert torch.equal(chip, torch.from_numpy(four).float())
+    write_raster(tmp_path / 'ndvi.tif', values=values[:1], names=('B8',))
+    only(tmp_path / 'ndvi.tif', MODALITIES['ndvi'])
     write_raster(tmp_path / 'naip_a.tif', values=four, names=('VV', 'VH', 'x', 'y'))
     with pytest.raises(InputError, match=r'naip has 4 .*calls its VV VH x y; .*bands\.yaml'):
-        only(tmp_path, aerial)
+        only(tmp_path / 'naip_a.tif', aerial)

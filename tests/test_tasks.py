@@ -126,8 +126,29 @@ def test_weights_know_which_modalities_training_never_saw(config, tmp_path, caps
     from_pretrained(folder, modalities=['optical'])
     fewer = from_pretrained(folder, modalities=['optical', sensor('new', 1, gsd=5.0)])
     assert fewer.untrained == {'new'}
+    old = torch.load(run / 'last.ckpt', weights_only=True)
+    del old['untrained']  # as they were before
+    task = LeJEPA([*SENSORS, radar], EncoderConfig('nano', patch_size=8, stem='conv'))
+    task.on_load_checkpoint(old)
+    assert not task.encoder.untrained
     on = config('LeJEPA', 'on', f'--model.encoder.weights={folder}', '--trainer.max_steps=1')
     assert from_pretrained(on / 'last.ckpt').untrained == {'radar'}
+
+
+def test_what_users_get_of_ijepa_knows_what_was_seen():
+    task = IJEPA(SENSORS)
+    task._trainer = SimpleNamespace(world_size=1, global_rank=0, current_epoch=0)
+    task.on_train_batch_start({'optical': torch.rand(2, 3, 48, 48)}, 0)
+    for encoder in (task.encoder, task.evaluated_encoder):
+        assert encoder.untrained == {'relief'}
+    frozen = task.encoder.embedder('relief').requires_grad_(False)
+    task.on_train_batch_start({'relief': torch.rand(2, 1, 16, 16)}, 1)
+    assert task.encoder.untrained == {'relief'}
+    frozen.requires_grad_(True)
+    task.on_train_batch_start({'relief': torch.full((2, 1, 16, 16), torch.nan)}, 2)
+    assert task.encoder.untrained == {'relief'}
+    task.on_train_batch_start({'relief': torch.rand(2, 1, 16, 16)}, 3)
+    assert not task.encoder.untrained and not task.evaluated_encoder.untrained
 
 
 @pytest.mark.parametrize('method', ['IJEPA', 'LeJEPA', 'VICReg', 'SimSiam', 'LatentMIM'])

@@ -221,3 +221,13 @@ def test_erased_squares_are_the_same_ground_at_every_gsd():
     assert share[share > 0].min() > 0.015 and 0.19 < share.max() < 0.21
     # A coarse pixel is gone if its centre, the middle one of nine fine pixels, is.
     assert torch.equal(gone['coarse'], gone['fine'][:, 1::3, 1::3])
+
+
+def test_infinite_pixels_are_gaps():
+    x = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    x[0, 0, 5, 7] = torch.inf
+    whole = torch.tensor([[[1.0, 0, 0], [0, 1.0, 0]]])
+    view = cut({'s': x}, whole, {'s': (16, 16)})['s']
+    expected = x.masked_fill(x.isinf(), torch.nan)
+    assert torch.equal(view.isnan(), expected.isnan())
+    assert torch.allclose(view, expected, atol=1e-5, equal_nan=True)

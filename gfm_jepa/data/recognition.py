@@ -53,6 +53,7 @@ class Header:
     time: str = ''
     number: tuple[int, ...] = field(default=())  # 1-based, of each band that holds data
     guessed: bool = False  # the names are colours, which nobody wrote down
+    whole: bool = False  # it stores whole numbers
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
@@ -254,6 +255,7 @@ def _header(source: rasterio.DatasetReader, uri: str, stated: int = 0, wanted: i
         scale=tuple(scale) if stated else (), offset=tuple(offset) if stated else (),
         time=time_of([tags.get(k, '') for k in _TIME_TAGS]) or '',
         number=() if len(data) == source.count else tuple(data), guessed=guessed,
+        whole=source.dtypes[data[0] - 1].startswith(('int', 'uint')),
     )  # fmt: skip
 
 
@@ -339,14 +341,21 @@ def _match_bands(
         raise InputError(f'{path} has {count} bands, but {len(names)} names are given for them.')
     keys = [band_key(n) for n in names]
     called = [[band_key(b) for b in some] for some in (modality.bands, modality.common_names)]
-    # Sensors' own names too: Sentinel-2's B04 is the red of an aerial image.
-    ways = [(wanted, own) for own in (keys, *_common(keys)) for wanted in called]
     # The way to call them that fits most; what nothing is called after, such as an angle, is left.
-    wanted, own = max(ways, key=lambda way: len(set(way[0]) & set(way[1])))
-    known = [n for n in own if n and n in wanted]
+    wanted = max(called, key=lambda some: len(set(some) & set(keys)))
+    known = [n for n in keys if n and n in wanted]
     if known and len(set(known)) == len(known):
-        return tuple(own.index(b) + 1 if b in known else 0 for b in wanted), True
-    contradicts = spoken and not known and _are_bands(keys)
+        return tuple(keys.index(b) + 1 if b in known else 0 for b in wanted), True
+    # By another sensor's names, if they tell of every band: Sentinel-2's B04 is red, too.
+    orders = {
+        tuple(own.index(b) + 1 for b in wanted)
+        for own in _common(keys) for wanted in called if wanted and set(wanted) <= set(own)
+    }  # fmt: skip
+    if not known and len(orders) == 1:
+        return orders.pop(), True
+    # One band is often called after what it was made of, and a user's sensor as the user likes.
+    ours = len(modality.bands) > 1 and modality.name in MODALITIES
+    contradicts = ours and spoken and not known and _are_bands(keys)
     if count == len(modality.bands) and not contradicts:
         return tuple(range(1, count + 1)), False
     said = f'calls its {" ".join(n or "?" for n in names)}' if any(names) else 'names none'
@@ -387,9 +396,11 @@ def _in_unit(file: RasterFile, header: Header, facts: Facts) -> RasterFile:
     scale = facts.scale or header.scale
     offset = facts.offset or header.offset
     if scale or offset:
-        # Physical values become those that the modality is stored in. A scale of 1 says that they
-        # are physical already, if somebody wrote it down; beside an offset it is no scale.
-        physical = any(s != 1 for s in scale or ()) or (facts.scale and not any(offset or ()))
+        # Physical values become those that the modality is stored in. A scale of 1 is no scale,
+        # but for values that are physical already, as somebody wrote down.
+        physical = any(s != 1 for s in scale or ()) or (
+            facts.scale and modality.quantification > 1 and _is_reflectance(_sample(file))
+        )
         q = modality.quantification if physical else 1.0
         # By position in the header; RasterFile wants one per band of the modality.
         order = [header.number.index(b) if header.number and b else b - 1 for b in file.band_ids]
@@ -406,11 +417,8 @@ def _in_unit(file: RasterFile, header: Header, facts: Facts) -> RasterFile:
             offset=tuple(offset[i] * q if i >= 0 else 0.0 for i in order),
             notes=(*file.notes, f'scale {scale[0]:g} and offset {offset[0]:g} as stated'),
         )
-    if modality.quantification == 1 and not modality.added_offset:
-        return file
-    values = _sample(file)
-    highest = np.nan_to_num(np.abs(values)).max(initial=0)
-    if modality.quantification > 1 and 0 < highest <= _MOST_REFLECTANCE:
+    fractions = modality.quantification > 1 and not header.whole
+    if fractions and _is_reflectance(_sample(file)):
         return replace(file, notes=(*file.notes, _REFLECTANCE))
     if not modality.added_offset:
         return file
@@ -419,7 +427,7 @@ def _in_unit(file: RasterFile, header: Header, facts: Facts) -> RasterFile:
     if baseline:
         there, how = baseline >= 4, f'baseline {baseline:05.2f}'
     else:
-        there, how = _offset_in_data(file, values)
+        there, how = _offset_in_data(file, _sample(file))
     if not there:
         return replace(file, notes=(*file.notes, f'no added offset ({how})'))
     return replace(
@@ -443,6 +451,11 @@ def _sample(file: RasterFile) -> np.ndarray:
     flat = values.reshape(len(values), -1)
     pixels: np.ndarray = flat[:, np.isfinite(flat).any(axis=0)]
     return pixels
+
+
+def _is_reflectance(pixels: np.ndarray) -> bool:
+    """Whether values (bands, pixels) are of 0..1, but for some that are odd."""
+    return bool(pixels.size) and 0 < np.nanmedian(np.abs(pixels)) <= _MOST_REFLECTANCE
 
 
 def _offset_in_data(file: RasterFile, flat: np.ndarray) -> tuple[bool, str]:

@@ -74,7 +74,9 @@ def _joined(
 
 
 def summary(scores: NDArray[np.floating]) -> dict[str, float]:
-    """Mean and maximum of scores, NaN left out."""
+    """Mean and maximum of scores, NaN left out; nothing if all are."""
+    if np.isnan(scores).all():
+        return {}
     return {'mean': round(float(np.nanmean(scores)), 4), 'max': round(float(np.nanmax(scores)), 4)}
 
 

@@ -220,7 +220,8 @@ def _match(modality: Modality, encoder: Encoder, stem: str) -> Match:
         for name, trained in encoder.modalities.items():
             shared = _same_colours(modality, trained)
             own = (encoder.stems[name], encoder.patch_sizes[name])
-            if own == kind and len(shared) > len(copied):
+            trains = name not in encoder.untrained
+            if own == kind and trains and len(shared) > len(copied):
                 source, copied = name, shared
     return Match(modality, copied, tuple(b for b in modality.bands if b not in copied), source)
 

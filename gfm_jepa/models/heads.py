@@ -13,7 +13,7 @@ from ..modalities import Modality
 from ..views import are_square, turned
 from .base import BaseEncoder, Batch, evaluating
 from .building import build
-from .hub import load_checkpoint
+from .hub import config_of, load_checkpoint
 from .weight_files import Source, part_of, require_finite
 
 FEATURES = ('embedding', 'depths')
@@ -233,7 +233,7 @@ def load_head[T: nn.Module](
     if key not in checkpoint:
         raise InputError(f'{path} {lacks}')
     facts, state = checkpoint[key], checkpoint['state_dict']
-    encoder = build(Source(checkpoint['encoder_config'], part_of(state, 'encoder.'), str(path)))
+    encoder = build(Source(config_of(checkpoint), part_of(state, 'encoder.'), str(path)))
     own = part_of(state, 'head.')
     require_finite(own, f'the head of {path}')
     try:

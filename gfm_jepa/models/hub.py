@@ -63,11 +63,7 @@ def from_pretrained(
     """
     found, commit = _find(source, revision, local_files_only)
     encoder = build(found)
-    if 0 < len(encoder.untrained) < len(encoder.modalities):
-        _say(
-            f'{source} never saw {", ".join(sorted(encoder.untrained))} in training: what it says '
-            f'of them is random.'
-        )
+    untrained = encoder.untrained
     if bands is not None or modalities is not None:
         if not isinstance(encoder, Encoder):
             raise InputError(
@@ -78,6 +74,8 @@ def from_pretrained(
         if strict_bands:
             refuse_new(matches)
         _say(format_matches(matches))
+    if unseen := sorted(untrained & encoder.modalities.keys()):
+        _say(f'{source} never saw {", ".join(unseen)} in training: what it says of them is random.')
     encoder.revision = commit
     return encoder
 
@@ -214,7 +212,12 @@ def _read_checkpoint(path: Path) -> Source:
     """Take the encoder out of a checkpoint that Lightning wrote."""
     checkpoint = load_checkpoint(path)
     state = part_of(checkpoint['state_dict'], checkpoint['encoder_prefix'])
+    return Source(config_of(checkpoint), state, str(path))
+
+
+def config_of(checkpoint: Mapping[str, Any]) -> Any:
+    """What the encoder of a checkpoint is built of, and what its training did not see."""
     config = checkpoint['encoder_config']
     if isinstance(config, dict) and UNTRAINED in checkpoint:
         config = {**config, UNTRAINED: checkpoint[UNTRAINED]}
-    return Source(config, state, str(path))
+    return config

@@ -217,9 +217,9 @@ def refuse_foreign(folder: Path, names: Sequence[str] = (CONFIG,)) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f'{folder} is a file; name a folder to write the encoder into.')
-    if folder.is_dir() and not (folder / CONFIG).is_file():
-        # A new repository has hidden files; what a killed call left is ours.
-        ours = re.compile(rf'\..*|tmp\w{{8}}|{"|".join(map(re.escape, (WEIGHTS, CARD, GOLDEN)))}')
+    if folder.is_dir() and not ((folder / CONFIG).is_file() or (folder / WEIGHTS).is_file()):
+        # A new repository has hidden files and a licence; what a killed call left is ours.
+        ours = re.compile(rf'\..*|tmp\w{{8}}|LICEN[CS]E.*|{re.escape(CARD)}|{re.escape(GOLDEN)}')
         others = sorted(p.name for p in folder.iterdir() if not ours.fullmatch(p.name))
         if others:
             raise InputError(

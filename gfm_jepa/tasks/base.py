@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -189,7 +189,8 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         if c.drop_path_rate:
             encoder.set_drop_path(c.drop_path_rate)
         if c.freeze:
-            embedders = [encoder.embedder(n) for n in trained.modalities if n in [*kept, *given]]
+            learned = [n for n in trained.modalities if n not in trained.untrained]
+            embedders = [encoder.embedder(n) for n in learned if n in [*kept, *given]]
             readout = [] if encoder.readout is None else [encoder.readout]
             self.freeze(*embedders, encoder.blocks, encoder.norm, *readout)
         return encoder
@@ -298,17 +299,26 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         # Not the very stream that views and masks are drawn from: what drops would follow crops.
         torch.manual_seed(self.generator(batch_idx).initial_seed() ^ 1)
         if self.encoder.untrained and isinstance(batch, Mapping):
-            rasters = self.encoder.rasters(batch)
-            self.encoder.untrained -= {n for n, x in rasters.items() if x.isfinite().any()}
+            self._note_seen(cast(Encoder, self.encoder), batch, batch_idx)
 
-    def _seen_by_no_rank(self) -> frozenset[str]:
-        """Modalities of which no process has seen anything yet."""
-        together = torch.distributed.is_available() and torch.distributed.is_initialized()
-        found: list[Any] = [self.encoder.untrained]
-        if together:  # all of them save, though one writes
-            found = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(found, self.encoder.untrained)
-        return frozenset.intersection(*found)
+    _seen: frozenset[str] = frozenset()
+
+    def _note_seen(self, own: Encoder, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Note which modalities training has seen, on any of the ranks, and learned from."""
+        names = sorted(own.untrained)
+        self._seen |= {
+            n for n, x in own.rasters(batch).items()
+            if n in names and x.isfinite().any()
+            and any(p.requires_grad for p in own.embedder(n).parameters())
+        }  # fmt: skip
+        if self.trainer.world_size > 1:
+            if batch_idx > 50 and batch_idx % 50:  # what is seen late may be told late
+                return
+            seen = torch.tensor([n in self._seen for n in names], device=self.device)
+            told = self.trainer.strategy.reduce(seen.float(), reduce_op='sum')
+            self._seen = frozenset(n for n, some in zip(names, told.tolist(), strict=True) if some)
+        for encoder in (own, self.evaluated_encoder):
+            encoder.untrained -= self._seen
 
     def on_fit_start(self) -> None:
         """Fix the run's seed once: what `seed_everything` was given, or the checkpoint's."""
@@ -321,7 +331,7 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         checkpoint['encoder_config'] = self.encoder.config
         prefix = 'encoder.' if self.evaluated_encoder is self.encoder else 'target_encoder.'
         checkpoint['encoder_prefix'] = prefix
-        checkpoint[UNTRAINED] = sorted(self._seen_by_no_rank())
+        checkpoint[UNTRAINED] = sorted(self.encoder.untrained)
         checkpoint['task'] = type(self).__name__
         checkpoint['seed'] = self._seed
         checkpoint['hyper_parameters'] = plain(dict(checkpoint.get('hyper_parameters', {})))
@@ -333,7 +343,8 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
             InputError: If the checkpoint's tensors are not those of this task.
         """
         self._seed = checkpoint.get('seed')
-        self.encoder.untrained &= {*checkpoint.get(UNTRAINED, self.encoder.untrained)}
+        for encoder in (self.encoder, self.evaluated_encoder):
+            encoder.untrained &= {*checkpoint.get(UNTRAINED, ())}
         own, found = self.state_dict(), checkpoint.get('state_dict', {})
         alike = {k for k in own.keys() & found.keys() if own[k].shape == found[k].shape}
         if found and (odd := sorted((own.keys() | found.keys()) - alike)):

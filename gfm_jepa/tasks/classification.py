@@ -76,7 +76,8 @@ class HeadConfig:
             raise InputError(f'head.mixup is {self.mixup}; give a number above 0, or 0 for none.')
 
 
-# One view, whole: what of `Views` is left are flips and quarter turns.
+# One view, whole (of a chip that is not square, the largest square somewhere in it): what of
+# `Views` is left are flips and quarter turns.
 TURNED = Views(num_global=1, global_scale=(1.0, 1.0), gain=0.0, offset=0.0)
 
 

@@ -36,8 +36,8 @@ class Recipe:
         weight_decay: Of matrices.
         label_smoothing: Share of the target that goes to all classes alike.
         mixup: As in `HeadConfig`.
-        fraction: Height and width of a training crop over the chip's, in pixels.
-        scale: Share of the chip's area that a crop shows, at least.
+        fraction: Side of a training crop over the chip's shorter one, in pixels.
+        scale: Share of the area of the chip's largest square that a crop shows, at least.
         features: What the head reads, as in `HeadConfig`.
         turns: Whether the test part is classified by the mean over flips and quarter turns.
 

@@ -67,12 +67,12 @@ class _ContinuedWriter(ExperimentWriter):
             return
         with path.open(newline='') as file:
             rows = list(csv.DictReader(file))
-        kept = [row for row in rows if float(row['step']) < step]
+        kept = [row for row in rows if float(row['step'] or 'inf') < step]
         if len(kept) == len(rows):
             return
         part = path.with_name(path.name + '.part')
         with part.open('w', newline='') as file:
-            writer = csv.DictWriter(file, self.metrics_keys)
+            writer = csv.DictWriter(file, self.metrics_keys, extrasaction='ignore')
             writer.writeheader()
             writer.writerows(kept)
         part.replace(path)

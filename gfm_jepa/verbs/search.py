@@ -137,7 +137,8 @@ def placed(path: str, encoder: 'BaseEncoder', folder: Path) -> str:
         warnings.simplefilter('ignore', NotGeoreferencedWarning)
         try:
             with rasterio.open(file) as source:
-                if source.crs and not source.transform.is_identity:
+                # One that holds several rasters has no bands itself.
+                if not source.count or (source.crs and not source.transform.is_identity):
                     return path
                 if name not in known and len(known) > 1:
                     raise InputError(
