@@ -152,3 +152,16 @@ def test_a_short_run_gets_no_advice_of_no_use(steps, lower, caplog, monkeypatch)
     with caplog.at_level('INFO'):
         task.on_fit_start()
     assert 'take more steps' in caplog.text and ('a lower ema' in caplog.text) == lower
+
+
+def test_one_path_needs_no_list(tmp_path, write_raster, capfd):
+    write_raster(tmp_path / 'data/DEM.tif')
+    words = ('predict', '--model=gfm_jepa.tasks.LeJEPA', '--data=gfm_jepa.data.RastersDataModule')
+    found = set()
+    for paths in (str(tmp_path / 'data'), f'[{tmp_path / "data"}]'):
+        data = RastersDataModule(paths if paths[0] != '[' else [paths[1:-1]], ['dem'], chip_size=32)
+        data.setup('fit')
+        found.add(len(data.train_dataset))
+        assert main([*words, f'--data.paths={paths}', '--data.modalities=[dem]']) == 2
+        assert 'Nothing would write' in capfd.readouterr().err  # and nothing of the paths
+    assert len(found) == 1

@@ -177,8 +177,8 @@ class RastersDataModule(PretrainDataModule):
     """Chips from rasters: mixed CRS, resolutions, modalities and gaps.
 
     Args:
-        paths: Files, folders and URLs (``name=path`` says which modality is there), one index
-            (``gfm-jepa index``), or one cache (``gfm-jepa cache``).
+        paths: Files, folders and URLs, one or several (``name=path`` says which modality is there);
+            one index (``gfm-jepa index``), or one cache (``gfm-jepa cache``).
         modalities: Which to read, the candidates for a place's anchor first.
         val_paths: Other places, for validation, an index's ``val`` or all; by default the ``val``
             split of `paths`, of which ``train`` alone is trained on in any case. Where there is
@@ -201,9 +201,9 @@ class RastersDataModule(PretrainDataModule):
 
     def __init__(
         self,
-        paths: Sequence[str],
+        paths: Sequence[str] | str,
         modalities: Sequence[str | dict[str, Any]],
-        val_paths: Sequence[str] = (),
+        val_paths: Sequence[str] | str = (),
         chip_size: int = 96,
         stride: int | None = None,
         patch_size: int = 8,
@@ -215,7 +215,9 @@ class RastersDataModule(PretrainDataModule):
         strict: bool = False,
     ) -> None:
         super().__init__(modalities, batch_size, num_workers)
-        self.paths, self.val_paths = list(paths), list(val_paths)
+        self.paths, self.val_paths = (
+            [some] if some and isinstance(some, str) else list(some) for some in (paths, val_paths)
+        )
         self.chip_size, self.patch_size, self.num_dates = chip_size, patch_size, num_dates
         self.stride = max(chip_size // 4, 1) if stride is None else stride
         self.keep, self.strict = keep, strict
