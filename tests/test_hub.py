@@ -396,3 +396,9 @@ def test_bad_words(tmp_path, capfd):
         assert main(['publish', folder, 'org/name', '--dry-run', 'out', '--rows', 'rows.json']) == 2
         assert sentence in capfd.readouterr().err
     assert not (tmp_path / 'out').exists()
+
+
+def test_others_may_read_what_is_saved(tmp_path):
+    folder = save_pretrained(encoder_of(), tmp_path / 'saved')
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
+    assert modes['model.safetensors'] == modes['config.json']

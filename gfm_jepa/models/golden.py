@@ -11,7 +11,7 @@ from ..bundled import bundled_folder
 from ..errors import InputError
 from ..modalities import Modality
 from .base import BaseEncoder, evaluating
-from .weight_files import GOLDEN, read_safetensors
+from .weight_files import GOLDEN, let_others_read, read_safetensors
 
 
 def write_golden(encoder: BaseEncoder, folder: Path) -> None:
@@ -22,6 +22,7 @@ def write_golden(encoder: BaseEncoder, folder: Path) -> None:
         tensors[f'input.{name}'] = chips
         tensors[f'embedding.{name}'] = _embed(encoder, name, chips)
     save_file(tensors, folder / GOLDEN, metadata={'format': 'pt'})
+    let_others_read(folder / GOLDEN)
 
 
 def golden_input(modality: Modality, size: int) -> Tensor:

@@ -25,6 +25,7 @@ from .weight_files import (
     CONFIG,
     WEIGHTS,
     Source,
+    let_others_read,
     part_of,
     read_folder,
     refuse_foreign,
@@ -150,6 +151,7 @@ def write_encoder(encoder: BaseEncoder, folder: Path, half: bool = False) -> Non
     if half:
         state = {k: v.half() if is_matrix(v) else v for k, v in state.items()}
     save_file(state, folder / WEIGHTS, metadata={'format': 'pt'})
+    let_others_read(folder / WEIGHTS)
     config = {'class': kind, **encoder.config}
     if encoder.untrained:
         config[UNTRAINED] = sorted(encoder.untrained)

@@ -205,6 +205,13 @@ def replace_folder(temporary: Path, folder: Path) -> None:
         os.replace(path, folder / path.name)
 
 
+def let_others_read(path: Path) -> None:
+    """Give a file the rights of any new one; safetensors gives them to its owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def refuse_foreign(folder: Path, names: Sequence[str] = (CONFIG,)) -> None:
     """Refuse a folder whose config.json or model card is not one of ours, or of other files alone.
 
