@@ -114,8 +114,9 @@ def test_look_writes_all_that_it_can(tmp_path, write_raster, capfd, monkeypatch)
     assert names == ['attention', 'components', 'masks', 'modalities', 'predicted', 'resolution',
                      'tsne']  # fmt: skip
     assert main([*words, '--figures', 'umap']) == 2
-    said = capfd.readouterr().err
-    assert "pip install 'gfm-jepa[umap]'" in said and said.count('\n') == 1
+    untrained, said = capfd.readouterr().err.splitlines()
+    assert 'never saw optical, radar in training' in untrained
+    assert "pip install 'gfm-jepa[umap]'" in said
 
 
 def test_look_draws_what_it_is_asked_for(tmp_path, write_raster, capfd):
