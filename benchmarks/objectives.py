@@ -45,6 +45,7 @@ from gfm_jepa.evaluation.readouts import add_random_filters, fit_readout
 from gfm_jepa.models import Encoder
 from gfm_jepa.models.hub import from_pretrained
 
+FINER = ('lejepa@24', 'vicreg@24')  # views of 24 px in place of 32
 THEIRS = ('torchgeo-mae', 'torchgeo-simclr', 'torchgeo-byol')
 BASELINES = ('image-statistics', 'rcf-torchgeo-defaults', 'rcf-512', 'random-init')
 CALIBRATION_STEPS = 30
@@ -299,7 +300,7 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, default=2)
     parser.add_argument('--jobs', type=int, default=2, help='rows at once; one core each')
     everything = OURS + THEIRS + BASELINES
-    parser.add_argument('--methods', nargs='+', default=everything, choices=everything)
+    parser.add_argument('--methods', nargs='+', default=everything, choices=everything + FINER)
     parser.add_argument('--best', type=int, default=0, help='so many best methods so far instead')
     parser.add_argument('--output', type=Path, default=RESULTS)
     parser.add_argument('--keep', type=Path, default=Path('runs/objectives'), help='encoders')

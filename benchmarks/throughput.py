@@ -85,7 +85,13 @@ class Clock(Callback):
 
 
 def config_of(method: str, changes: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """The EuroSAT RGB config of a method, with some values changed, named by dotted keys."""
+    """The EuroSAT RGB config of a method, with some values changed, named by dotted keys.
+
+    ``lejepa@24`` is LeJEPA with views of 24 px of a chip of 64.
+    """
+    method, _, side = method.partition('@')
+    if side:
+        changes = {**changes, 'model.init_args.views.global_fraction': int(side) / 64}
     config: dict[str, Any] = yaml.safe_load((CONFIGS / f'{method}_eurosat_rgb.yaml').read_text())
     for key, value in changes.items():
         *path, last = key.split('.')
