@@ -417,17 +417,20 @@ def _in_unit(file: RasterFile, header: Header, facts: Facts) -> RasterFile:
             offset=tuple(offset[i] * q if i >= 0 else 0.0 for i in order),
             notes=(*file.notes, f'scale {scale[0]:g} and offset {offset[0]:g} as stated'),
         )
+    product = [p.name for p in Path(file.path).parents] + [Path(file.path).name]
+    baseline = facts.baseline or baseline_of(product)
     fractions = modality.quantification > 1 and not header.whole
-    if fractions and _is_reflectance(_sample(file)):
+    # Read once for both questions, and only where one of them is open.
+    unsure = fractions or (modality.added_offset and not baseline)
+    pixels = _sample(file) if unsure else np.empty((0, 0))
+    if fractions and _is_reflectance(pixels):
         return replace(file, notes=(*file.notes, _REFLECTANCE))
     if not modality.added_offset:
         return file
-    product = [p.name for p in Path(file.path).parents] + [Path(file.path).name]
-    baseline = facts.baseline or baseline_of(product)
     if baseline:
         there, how = baseline >= 4, f'baseline {baseline:05.2f}'
     else:
-        there, how = _offset_in_data(file, _sample(file))
+        there, how = _offset_in_data(file, pixels)
     if not there:
         return replace(file, notes=(*file.notes, f'no added offset ({how})'))
     return replace(
