@@ -536,6 +536,15 @@ def test_bands_called_as_another_sensor_calls_them(tmp_path, write_raster, value
     write_raster(tmp_path / 'naip_a.tif', values=four, names=('B1', 'B2', 'B3', 'B4'))
     chip, data = only(tmp_path, aerial)  # they are counted
     assert torch.equal(chip, torch.from_numpy(four).float()) and 'by position' in data.report()
+    for names in (('n', 'g', 'r', 'b'), ('x nir', 'x_green', 'Red (x)', '4 blue')):  # contained
+        write_raster(tmp_path / 'naip_a.tif', values=four, names=names)
+        chip, data = only(tmp_path, aerial)
+        assert torch.equal(chip, torch.from_numpy(four[[2, 1, 3, 0]]).float())
+        assert 'by name' in data.report()
+    write_raster(tmp_path / 'naip_a.tif', values=four, names=('one', 'red edge', 'two', 'three'))
+    chip, data = only(tmp_path, aerial)  # unknown names are told of
+    assert torch.equal(chip, torch.from_numpy(four).float())
+    assert 'its names say nothing of naip' in data.report()
     # A sensor of the user's own: names that tell of a part of its bands only do not reorder it.
     own = Modality('own', ('blue', 'green', 'red', 'infra'), 10.0, 'DN')
     write_raster(tmp_path / 'own_a.tif', values=four, names=('B02', 'B03', 'B04', 'B8A'))

@@ -32,6 +32,7 @@ _SAYS_NOTHING = re.compile(
 )
 _MOST_REFLECTANCE = 2.0  # clouds and glint reach 1.6; stored numbers of a whole sample never do
 _REFLECTANCE = 'looks like reflectance, 0..1: say `scale: 1` in a bands.yaml beside it'
+_INITIALS = {'r': 'red', 'g': 'green', 'b': 'blue', 'n': 'nir'}
 _NO_PRODUCT = 'has bands'  # how the reasons begin why files are not the bands of one product
 _TIME_TAGS = ('datetime', 'ACQUISITION_DATE', 'DATE_ACQUIRED', 'SENSING_TIME', 'PRODUCT_START_TIME')
 
@@ -152,7 +153,7 @@ def recognise_header(
         path=found.path, uri=header.uri, modality=modality, band_ids=band_ids, grid=grid,
         warped=warped, nodata=modality.nodata if nodata is None else nodata, masked=header.masked,
         time=facts.time or header.time or time_of(texts) or '',
-        notes=(f'bands by {"name" if by_name else "position"}',),
+        notes=('bands by name',) if by_name else _by_position(names, modality, spoken),
     )  # fmt: skip
     try:
         return _in_unit(file, header, facts)
@@ -342,7 +343,9 @@ def _match_bands(
     keys = [band_key(n) for n in names]
     called = [[band_key(b) for b in some] for some in (modality.bands, modality.common_names)]
     # The way to call them that fits most; what nothing is called after, such as an angle, is left.
-    wanted = max(called, key=lambda some: len(set(some) & set(keys)))
+    keys, wanted = max(
+        ((_plain(keys, some), some) for some in called), key=lambda k: len(set(k[0]) & set(k[1]))
+    )
     known = [n for n in keys if n and n in wanted]
     if known and len(set(known)) == len(known):
         return tuple(keys.index(b) + 1 if b in known else 0 for b in wanted), True
@@ -363,6 +366,29 @@ def _match_bands(
         f'{path} has {count} bands, but {modality.name} has {len(modality.bands)} '
         f'({" ".join(modality.bands)}), and the file {said}; name its bands so in a bands.yaml '
         f'beside it, or state its own modality as name=path.'
+    )
+
+
+def _plain(names: list[str], wanted: Sequence[str]) -> list[str]:
+    """Names as those of the bands that they contain, if all do: ``sigma0_vv``, ``b g r``."""
+    words = [[w for w in re.split(r'[^a-z0-9]+', n) if band_key(w) in wanted] for n in names]
+    if all(len(some) == 1 for some in words) and not any('edge' in n for n in names):
+        plain = [band_key(some[0]) for some in words]
+    else:
+        plain = [_INITIALS.get(n, '') for n in names]
+    fits = set(plain) <= set(wanted) and len(set(plain)) == len(plain)
+    return plain if fits and not set(names) & set(wanted) else names
+
+
+def _by_position(names: Sequence[str], modality: Modality, spoken: bool) -> tuple[str, ...]:
+    """Notes on a file whose bands are taken in the modality's order; some say otherwise."""
+    told = spoken and any(names) and not _are_counted([band_key(n) for n in names])
+    if not told or len(modality.bands) == 1:
+        return ('bands by position',)
+    return (
+        'bands by position',
+        f'its names say nothing of {modality.name}, so that {", ".join(n or "?" for n in names)} '
+        f'are taken for {", ".join(modality.bands)}',
     )
 
 
