@@ -188,6 +188,9 @@ def test_weights_without_a_run_and_a_machine_without_the_accelerator(fails, tmp_
 
 def test_unknown_verb_and_dataset(fails, tmp_path):
     assert "Unknown verb 'fitt'" in fails('fitt')
+    said = fails('fit', '--model=SimCLR', '--data=RastersDataModule')
+    assert 'model=SimCLR names no class; take one of gfm_jepa.tasks' in said
+    assert 'Warning' not in said
     assert 'weights' in fails('probe', 'nothing', '--dataset', 'x', '--root', '.')
 
 

@@ -41,6 +41,11 @@ from .supervised import SupervisedTask
 # What jsonargparse says besides what is wrong.
 _NOISE = ('Subtypes', 'Errors:', 'Given value', "- Expected a <class 'NoneType'>", 'Does not valid')
 
+_NO_CLASS = re.compile(r'key "(\w+)":.*dot import path string: (\S+)', re.DOTALL)
+_CLASSES = {
+    'model': 'gfm_jepa.tasks, such as LeJEPA', 'data': 'gfm_jepa.data, such as RastersDataModule',
+}  # fmt: skip
+
 _WITHOUT_PATH = ('auto', 'last', 'best', 'hpc', 'registry')  # checkpoints by what they are
 
 
@@ -96,6 +101,10 @@ class GfmJepaCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Let errors be raised, to be told in one sentence."""
         return super().init_parser(**kwargs, exit_on_error=False)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As Lightning does, without its warning that the words come from us."""
+        self.config = parser.parse_args(args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Say once, under data, which modalities and classes there are."""
@@ -309,6 +318,10 @@ def _as_input_error(error: BaseException) -> BaseException:
         return InputError(f'{" ".join(str(error).split())[:300]} Change the options of trainer.')
     if not isinstance(error, ArgumentError | JsonArgumentError):
         return error
+    if unknown := _NO_CLASS.search(str(error)):
+        key, name = unknown.groups()
+        where = _CLASSES.get(key, 'its module')
+        return InputError(f'{key}={name} names no class; take one of {where}, or a whole path.')
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [line for line in lines if line and not line.startswith(_NOISE)]
     return InputError(' '.join(kept)[:400])
