@@ -204,7 +204,8 @@ def cases(accelerator: str, precision: str) -> dict[str, dict[str, Any]]:
             **plain, 'method': 'ijepa', 'processes': number, 'threads': 1,
         }  # fmt: skip
     for tokens in SIDES:
-        found[f'lejepa, {tokens} tokens'] = {**plain, 'method': 'lejepa', 'tokens': tokens}
+        # I-JEPA, since it embeds all of a chip that is not square, where views are square.
+        found[f'ijepa, {tokens} tokens'] = {**plain, 'method': 'ijepa', 'tokens': tokens}
     return found
 
 
@@ -235,9 +236,9 @@ def main() -> None:
 
 def compare_costs(rows: Mapping[str, dict[str, Any]]) -> None:
     """Add what more tokens and a second process cost a chip, and what was expected."""
-    first = rows['lejepa, 1x tokens']
+    first = rows['ijepa, 1x tokens']
     for tokens, size in SIDES.items():
-        row = rows[f'lejepa, {tokens} tokens']
+        row = rows[f'ijepa, {tokens} tokens']
         row['cost'] = round(row['s_a_step'] / first['s_a_step'], 2)
         row['expected_cost'] = round(expected_cost(size) / expected_cost(SIDES['1x']), 2)
     one, two = (rows[f'ijepa, {n} process(es) of 1 thread'] for n in (1, 2))
