@@ -45,7 +45,8 @@ from gfm_jepa.evaluation.readouts import add_random_filters, fit_readout
 from gfm_jepa.models import Encoder
 from gfm_jepa.models.hub import from_pretrained
 
-FINER = ('lejepa@24', 'vicreg@24')  # views of 24 px in place of 32
+# Views of 24 or 32 px, whatever the config has today.
+RESIZED = tuple(f'{m}@{side}' for m in ('lejepa', 'vicreg', 'simsiam') for side in (24, 32))
 THEIRS = ('torchgeo-mae', 'torchgeo-simclr', 'torchgeo-byol')
 BASELINES = ('image-statistics', 'rcf-torchgeo-defaults', 'rcf-512', 'random-init')
 CALIBRATION_STEPS = 30
@@ -300,7 +301,7 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, default=2)
     parser.add_argument('--jobs', type=int, default=2, help='rows at once; one core each')
     everything = OURS + THEIRS + BASELINES
-    parser.add_argument('--methods', nargs='+', default=everything, choices=everything + FINER)
+    parser.add_argument('--methods', nargs='+', default=everything, choices=everything + RESIZED)
     parser.add_argument('--best', type=int, default=0, help='so many best methods so far instead')
     parser.add_argument('--output', type=Path, default=RESULTS)
     parser.add_argument('--keep', type=Path, default=Path('runs/objectives'), help='encoders')

@@ -40,17 +40,17 @@ def _changes(strength: float) -> dict[str, Any]:
 # By name: the method, and what is changed in its config.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     'recipe': ('vicreg', {}),
-    'LeJEPA': ('lejepa', {}),
+    'LeJEPA': ('lejepa@32', {}),
     # Views of 32 px of a third to a whole chip of 64 px show it coarser than it is embedded later.
-    'LeJEPA, crops of 0.1 to 0.6': ('lejepa', {f'{_VIEWS}.global_scale': [0.1, 0.6]}),
+    'LeJEPA, crops of 0.1 to 0.6': ('lejepa@32', {f'{_VIEWS}.global_scale': [0.1, 0.6]}),
     'LeJEPA, four views, batch 32': (
-        'lejepa', {f'{_VIEWS}.num_global': 4, 'data.init_args.batch_size': 32},
+        'lejepa@32', {f'{_VIEWS}.num_global': 4, 'data.init_args.batch_size': 32},
     ),
-    'LeJEPA, four local views': ('lejepa', {
+    'LeJEPA, four local views': ('lejepa@32', {
         f'{_VIEWS}.num_local': 4, f'{_VIEWS}.local_scale': [0.06, 0.3],
         f'{_VIEWS}.local_fraction': 0.25,
     }),
-    'LeJEPA, projection of 256': ('lejepa', {'model.init_args.projection_dim': 256}),
+    'LeJEPA, projection of 256': ('lejepa@32', {'model.init_args.projection_dim': 256}),
     'SimSiam': ('simsiam', {}),
     'linear stem': ('vicreg', {f'{_ENCODER}.stem': 'linear'}),
     'patches of 16 px': ('vicreg', {f'{_ENCODER}.patch_size': 16}),
