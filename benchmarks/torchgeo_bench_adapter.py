@@ -29,7 +29,10 @@ from gfm_jepa.modalities import MODALITIES, Modality
 if TYPE_CHECKING:
     BenchModel: Any = nn.Module
 else:
-    from torchgeo_bench.models.interface import BenchModel
+    try:
+        from torchgeo_bench.models.interface import BenchModel
+    except ModuleNotFoundError as error:
+        raise SystemExit(f'{error.name} is not installed; pip install torchgeo-bench.') from error
 
 
 class GfmJepaBench(BenchModel):  # type: ignore[misc]  # torchgeo-bench carries no types

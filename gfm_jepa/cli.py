@@ -100,7 +100,8 @@ def _lightning(words: list[str]) -> None:
     os.environ.setdefault('JSONARGPARSE_DEPRECATION_WARNINGS', 'off')
     from .tasks.cli import GfmJepaCLI
 
-    GfmJepaCLI.run(['--data.strict=true' if word == '--strict' else word for word in words])
+    strict = ['--data.strict=true'] if '--strict' in words else []  # last: behind what names data
+    GfmJepaCLI.run([word for word in words if word != '--strict'] + strict)
 
 
 def _ours(verb: str, words: list[str]) -> None:

@@ -53,6 +53,8 @@ def test_truncated_file_is_refused_when_strict(fails, tmp_path, write_raster):
     path.write_bytes(path.read_bytes()[:60000])
     message = fails(*fit(f'--data.paths=[{tmp_path}]', '--strict'))
     assert str(path) in message and 'truncated' in message
+    verb, *words = fit(f'--data.paths=[{tmp_path}]')
+    assert 'truncated' in fails(verb, '--strict', *words)
 
 
 def test_wrong_band_count(fails, tmp_path, write_raster):

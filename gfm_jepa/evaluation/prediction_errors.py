@@ -66,7 +66,10 @@ class PredictionErrors(MapModel):
             InputError: If it is none, or holds no predictor.
         """
         if not path.is_file():
-            raise InputError(f'There is no checkpoint {path}; name the .ckpt of an I-JEPA run.')
+            raise InputError(
+                f'{path} is no checkpoint, which the predictor comes from; name the .ckpt of an '
+                f'I-JEPA run.'
+            )
         checkpoint = load_checkpoint(path)
         state = checkpoint['state_dict']
         if 'predictor.mask_token' not in state:

@@ -237,6 +237,7 @@ def _write(
                 target = path / f'{embedded.scene.name}.tif' if kind == 'folder' else path
                 write_cog(target, embedded.grid, blocks, projection, own)
     size = ' + '.join(f'{m.tiling.shape[0]} x {m.tiling.shape[1]}' for m in maps[:3])
+    size += f' + {len(maps) - 3} more' if len(maps) > 3 else ''
     cells = 'pixels' if all(m.tiling.cell == 1 for m in maps) else 'cells'
     of = f'{len(projection.names)} features' if names is None else ', '.join(projection.names)
     of = f'{len(settings.likeliest)} classes' if settings.likeliest else of

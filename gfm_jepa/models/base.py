@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..modalities import MODALITIES, Modality
+from ..modalities import LABELS, MODALITIES, Modality
 
 Batch = Mapping[str, Any]
 UNTRAINED = 'untrained'  # what `BaseEncoder.untrained` is called in configs and checkpoints
@@ -103,7 +103,7 @@ class BaseEncoder(nn.Module, ABC):
                 f'embeds {", ".join(names)}; name at least one of them.'
             )
         stated = batch.get('gsd')
-        known = {*names, *batch, *MODALITIES}
+        known = {*names, *batch, *MODALITIES, *LABELS}
         if isinstance(stated, Mapping) and (odd := [n for n in stated if n not in known]):
             raise InputError(
                 f'gsd of the batch names {odd[0]!r}, which it does not hold; name what it holds, '
