@@ -164,7 +164,8 @@ def test_depths_hold_the_statistics_of_conv_stems(batch):
 def test_gsd_of_what_is_not_there_is_refused(encoder, batch):
     with pytest.raises(InputError, match="gsd of the batch names 'optcal'"):
         encoder({'optical': batch['optical'], 'gsd': {'optcal': 5.0}})
-    encoder({'optical': batch['optical'], 'gsd': {'relief': 30.0, 'lulc': 10.0}, 'label': torch.zeros(3)})
+    others = {'relief': 30.0, 'lulc': 10.0}  # known, and labels too
+    encoder({'optical': batch['optical'], 'gsd': others, 'label': torch.zeros(3)})
 
 
 def test_image_key_and_gsd(encoder):
