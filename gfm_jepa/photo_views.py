@@ -47,7 +47,6 @@ class PhotoViews(Crops):
         global_fraction: Side of a global view over the image's shorter one, in pixels.
         local_scale: Share of the image's area that a local view shows.
         local_fraction: Side of a local view over the image's shorter one, in pixels.
-        final_fraction: What `global_fraction` becomes in the second half of training, if not None.
         aspect_ratio: Lowest and highest width to height, in pixels, of what a view shows.
         mirror: Probability that left and right change places.
         jitter: Largest relative change of brightness, contrast and saturation, and of the hue as a

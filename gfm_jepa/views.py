@@ -7,8 +7,8 @@ images: there is no hue, grayscale or solarise here.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -292,7 +292,6 @@ class Crops:
         global_fraction: Side of a global view over the chip's shorter one, in pixels.
         local_scale: Share of the area of the chip's largest square that a local view shows.
         local_fraction: Side of a local view over the chip's shorter one, in pixels.
-        final_fraction: What `global_fraction` becomes in the second half of training, if not None.
 
     Raises:
         InputError: If there is no global view, or a scale or fraction is none.
@@ -304,7 +303,6 @@ class Crops:
     global_fraction: float = 1.0
     local_scale: tuple[float, float] = (0.05, 0.3)
     local_fraction: float = 0.5
-    final_fraction: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse views that are none."""
@@ -314,8 +312,8 @@ class Crops:
                 f'least 1, and 0 or more.'
             )
         self.require_rising('global_scale', 'local_scale', most=1.0)
-        for name in ('global_fraction', 'local_fraction', 'final_fraction'):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+        for name in ('global_fraction', 'local_fraction'):
+            if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f'views.{name} is {getattr(self, name)}; give a share above 0.')
 
     def require_rising(self, *names: str, most: float = math.inf) -> None:
@@ -355,12 +353,6 @@ class Crops:
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f'views.{name} is {getattr(self, name)}; give 0 or more.')
 
-    def late(self) -> Self:
-        """The views of the second half of training."""
-        if self.final_fraction is None:
-            return self
-        return replace(self, global_fraction=self.final_fraction)
-
     def kinds(self) -> list[tuple[int, tuple[float, float], float]]:
         """Count, scale and fraction of each kind that there is, the global views first."""
         kinds = [
@@ -384,8 +376,6 @@ class Views(Crops):
         global_fraction: Side of a global view over the chip's shorter one, in pixels.
         local_scale: Share of the area of the chip, or of that square, that a local view shows.
         local_fraction: Side of a local view over the chip's shorter one, in pixels.
-        final_fraction: What `global_fraction` becomes in the second half of training, if not None:
-            small views buy many steps, and larger ones look closer.
         gain: Largest relative change of a band's contrast.
         offset: Largest change of a band's level, in standard deviations of the modality.
         band_dropout: Probability that a band becomes NaN; half of them stay.

@@ -1,8 +1,6 @@
 import pytest
 import torch
 from conftest import sensor
-from lightning.pytorch import Trainer
-from torch.utils.data import DataLoader
 
 from gfm_jepa import InputError
 from gfm_jepa.tasks import EncoderConfig, LeJEPA
@@ -116,21 +114,6 @@ def test_methods_take_chips_that_are_not_square():
     assert task.compute_loss(batch, 0).isfinite()
 
 
-def test_views_grow_in_the_second_half_of_training():
-    task = LeJEPA(
-        [sensor('s', 2).to_dict()], EncoderConfig('nano', patch_size=8, stem='conv'),
-        views=Views(global_fraction=0.5, final_fraction=1.0),
-    )  # fmt: skip
-    sides = []
-    task.encoder.register_forward_pre_hook(lambda _, given: sides.append(given[0]['s'].shape[-1]))
-    trainer = Trainer(max_steps=4, max_epochs=-1, accelerator='cpu', logger=False,
-                      num_sanity_val_steps=0, enable_checkpointing=False,
-                      enable_progress_bar=False)  # fmt: skip
-    chips = DataLoader([{'s': torch.randn(2, 32, 32)} for _ in range(16)], 4)
-    trainer.fit(task, chips, chips)
-    assert sides == [16, 16, 32, 32] + [32] * 4  # outside training as at its end
-
-
 def test_jitter_is_as_large_as_stated():
     x = torch.randn(256, 2, 8, 8, generator=generator()) * 20 + 100
     std = {'x': torch.tensor([20.0, 20.0])}
@@ -181,7 +164,6 @@ def test_modalities_drop_as_often_as_stated(count):
         ({'global_scale': (0.5, 0.3)}, 'views.global_scale'),
         ({'local_scale': (0.1, 1.5)}, 'above 0 and up to 1'),
         ({'local_fraction': 0.0}, 'views.local_fraction is 0.0; give a share above 0'),
-        ({'final_fraction': -1.0}, 'views.final_fraction is -1.0; give a share above 0'),
         ({'gain': -0.1}, 'views.gain is -0.1; give 0 or more'),
         ({'band_dropout': 1.5}, 'views.band_dropout is 1.5; give a probability from 0 to 1'),
         ({'modality_dropout': -0.1}, 'views.modality_dropout'),

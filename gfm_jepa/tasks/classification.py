@@ -136,11 +136,11 @@ class Classification(SupervisedTask):
         """Look at what can be wrong before anything is built."""
         if len(self.classes) < 2:
             raise InputError(f'There are {len(self.classes)} classes; expected two or more.')
-        if self.views.num_global != 1 or self.views.num_local or self.views.final_fraction:
+        if self.views.num_global != 1 or self.views.num_local:
             raise InputError(
                 f'Classification takes one view of a sample, but views ask for '
-                f'{self.views.num_global} global and {self.views.num_local} local ones, or for a '
-                f'final_fraction; set num_global: 1 and num_local: 0, and leave that out.'
+                f'{self.views.num_global} global and {self.views.num_local} local ones; set '
+                f'num_global: 1 and num_local: 0.'
             )
         if optimizer.final_weight_decay is not None:
             raise InputError('Classification keeps one weight decay; leave out final_weight_decay.')

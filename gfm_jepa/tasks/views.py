@@ -53,14 +53,6 @@ class ViewTask(PretrainTask):
         """Views V of a sample."""
         return self.views.num_global + self.views.num_local
 
-    @property
-    def views_now(self) -> Views | PhotoViews:
-        """The views of this step, and outside training those of its end."""
-        if self.views.final_fraction is None:  # the usual case, which needs no trainer
-            return self.views
-        early = self.training and self.progress() < 0.5
-        return self.views if early else self.views.late()
-
     def compute_loss(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
         """Embed the views, and compare them; None for too few samples, outside training."""
         embeddings = self.embed_views(batch, batch_idx)
@@ -83,7 +75,7 @@ class ViewTask(PretrainTask):
         Raises:
             InputError: If they are in training.
         """
-        views = self.views_now.make(
+        views = self.views.make(
             batch, self.encoder.modalities, self.encoder.patch_sizes, self.generator(batch_idx)
         )
         embeddings = torch.cat([self.encoder(view) for view in views])
