@@ -41,7 +41,7 @@ from .supervised import SupervisedTask
 # What jsonargparse says besides what is wrong.
 _NOISE = ('Subtypes', 'Errors:', 'Given value', "- Expected a <class 'NoneType'>", 'Does not valid')
 
-_NO_CLASS = re.compile(r'key "(\w+)":.*dot import path string: (\S+)', re.DOTALL)
+_NO_CLASS = re.compile(r'key "(model|data)":.*dot import path string: (\S+)', re.DOTALL)
 _CLASSES = {
     'model': 'gfm_jepa.tasks, such as LeJEPA', 'data': 'gfm_jepa.data, such as RastersDataModule',
 }  # fmt: skip
@@ -320,8 +320,9 @@ def _as_input_error(error: BaseException) -> BaseException:
         return error
     if unknown := _NO_CLASS.search(str(error)):
         key, name = unknown.groups()
-        where = _CLASSES.get(key, 'its module')
-        return InputError(f'{key}={name} names no class; take one of {where}, or a whole path.')
+        return InputError(
+            f'{key}={name} names no class; take one of {_CLASSES[key]}, or a whole path.'
+        )
     lines = [line.strip() for line in str(error).splitlines()]
     kept = [line for line in lines if line and not line.startswith(_NOISE)]
     return InputError(' '.join(kept)[:400])
