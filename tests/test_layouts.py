@@ -541,6 +541,11 @@ def test_bands_called_as_another_sensor_calls_them(tmp_path, write_raster, value
         chip, data = only(tmp_path, aerial)
         assert torch.equal(chip, torch.from_numpy(four[[2, 1, 3, 0]]).float())
         assert 'by name' in data.report()
+    names = ('x nir', 'sun angle', 'Red (x)', '4 blue')  # an angle is no band
+    write_raster(tmp_path / 'naip_a.tif', values=four, names=names)
+    chip, _ = only(tmp_path, aerial)
+    assert torch.equal(chip[[0, 2, 3]], torch.from_numpy(four[[2, 3, 0]]).float())
+    assert chip[1].isnan().all()
     write_raster(tmp_path / 'naip_a.tif', values=four, names=('one', 'red edge', 'two', 'three'))
     chip, data = only(tmp_path, aerial)  # unknown names are told of
     assert torch.equal(chip, torch.from_numpy(four).float())

@@ -370,14 +370,20 @@ def _match_bands(
 
 
 def _plain(names: list[str], wanted: Sequence[str]) -> list[str]:
-    """Names as those of the bands that they contain, if all do: ``sigma0_vv``, ``b g r``."""
+    """Names as those of the one band that each contains, ``sigma0_vv``, or all as initials.
+
+    What contains none, such as ``incidence_angle``, keeps its name, and is no band.
+    """
+    if set(names) & set(wanted):
+        return names
     words = [[w for w in re.split(r'[^a-z0-9]+', n) if band_key(w) in wanted] for n in names]
-    if all(len(some) == 1 for some in words) and not any('edge' in n for n in names):
-        plain = [band_key(some[0]) for some in words]
-    else:
-        plain = [_INITIALS.get(n, '') for n in names]
-    fits = set(plain) <= set(wanted) and len(set(plain)) == len(plain)
-    return plain if fits and not set(names) & set(wanted) else names
+    told = [band_key(some[0]) if len(some) == 1 else '' for some in words]
+    known = [key for key in told if key]
+    if known and len(set(known)) == len(known) and not any('edge' in n for n in names):
+        return [key or name for key, name in zip(told, names, strict=True)]
+    initials = [_INITIALS.get(n, '') for n in names]
+    fits = set(initials) <= set(wanted) and len(set(initials)) == len(initials)
+    return initials if fits else names
 
 
 def _by_position(names: Sequence[str], modality: Modality, spoken: bool) -> tuple[str, ...]:
