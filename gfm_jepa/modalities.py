@@ -6,6 +6,7 @@ and name it in the config.
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from numbers import Real
@@ -15,6 +16,8 @@ from typing import Any
 import yaml
 
 from .errors import InputError
+
+_SMALLEST_GSD, _LARGEST_GSD = 1e-9, 1e9  # metres; beyond, positions overflow
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,19 @@ class Modality:
             value = getattr(self, key)
             if isinstance(value, list):
                 object.__setattr__(self, key, tuple(value))
-        if not self.name or '.' in self.name:  # tensors are called after it, with dots between
+        # Tensors are called after it, with dots between.
+        if not isinstance(self.name, str) or not self.name or '.' in self.name:
             raise InputError(
                 f'A modality is called {self.name!r}; give it a name without dots, such as s2_v1.'
             )
+        for key in ('unit', 'source', 'dark_band'):
+            value = getattr(self, key)
+            if not isinstance(value, str) and not (key == 'dark_band' and value is None):
+                raise InputError(f'Modality {self.name!r} has {key} {value!r}; give a text.')
+        for key in ('nodata', 'quantification', 'added_offset'):
+            value = getattr(self, key)
+            if not isinstance(value, Real) and not (key == 'nodata' and value is None):
+                raise InputError(f'Modality {self.name!r} has {key} {value!r}; give a number.')
         for key in ('bands', 'aliases', 'common_names'):
             value = getattr(self, key)
             if not isinstance(value, tuple) or not all(isinstance(v, str) for v in value):
@@ -91,9 +103,10 @@ class Modality:
             raise InputError(
                 f'Modality {self.name!r} has bands {self.bands}; give each band a name of its own.'
             )
-        if not self.gsd > 0:
+        if not _SMALLEST_GSD <= self.gsd <= _LARGEST_GSD:
             raise InputError(
-                f'Modality {self.name!r} has gsd {self.gsd}; give metres per pixel above 0.'
+                f'Modality {self.name!r} has gsd {self.gsd}; give metres per pixel, from '
+                f'{_SMALLEST_GSD:g} to {_LARGEST_GSD:g}.'
             )
         if len(self.mean) != len(self.std) or (self.mean and len(self.mean) != len(self.bands)):
             raise InputError(
@@ -295,7 +308,7 @@ MODALITIES: Mapping[str, Modality] = {
 LABELS: Mapping[str, Modality] = {LULC.name: LULC}
 
 
-def resolve(spec: 'Modality | str | Mapping[str, Any]') -> Modality:
+def resolve(spec: 'Modality | str | os.PathLike[str] | Mapping[str, Any]') -> Modality:
     """Turn what a config says into a Modality.
 
     Args:
@@ -312,6 +325,8 @@ def resolve(spec: 'Modality | str | Mapping[str, Any]') -> Modality:
     """
     if isinstance(spec, Modality):
         return spec
+    if isinstance(spec, os.PathLike):
+        spec = str(spec)
     if isinstance(spec, str):
         if spec in MODALITIES or spec in LABELS:
             return MODALITIES.get(spec) or LABELS[spec]
@@ -328,7 +343,7 @@ def resolve(spec: 'Modality | str | Mapping[str, Any]') -> Modality:
         )
     if 'name' not in spec:
         raise InputError(f'A modality needs a name; got the fields {", ".join(spec)}.')
-    base = MODALITIES.get(spec['name'])
+    base = MODALITIES.get(spec['name']) if isinstance(spec['name'], str) else None
     if base is not None:
         named = spec.get('bands', base.bands)
         if not isinstance(named, list | tuple):
@@ -374,7 +389,7 @@ def _from_yaml(path: Path) -> Modality:
         raise InputError(f'There is no modality file {path}.')
     try:
         content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f'{path} is not YAML: {str(error).splitlines()[0]}.') from error
     if not isinstance(content, dict):
         raise InputError(f'{path} should hold the fields of one modality, such as name and bands.')

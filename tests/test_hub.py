@@ -358,6 +358,52 @@ def test_licence_and_data_go_with_the_weights(tmp_path):
     assert 'license: mit' in (tmp_path / 'two/README.md').read_text()
 
 
+def test_the_licence_of_weights_on_the_hub_goes_with_them(hub, tmp_path, capfd):
+    folder = save_pretrained(encoder_of(), tmp_path / 'saved')
+    words = ['publish', str(folder), 'org/name', '--license', 'cc-by-sa-4.0', '--data', 'A (MIT)']
+    assert main(words) == 0 and main(['publish', 'org/name', 'me/copy', '--dry-run', 'two']) == 0
+    card = (tmp_path / 'two/README.md').read_text()
+    assert 'license: cc-by-sa-4.0' in card and '- A (MIT)\n' in card
+    hub.commit({'other.txt': b'a new commit, of which the cache holds nothing'})
+    del hub.commits[hub.refs['main']]['README.md']
+    capfd.readouterr()
+    words = ['publish', 'org/name', 'me/copy', '--dry-run', 'three']
+    assert main(words) == 2
+    sentence = 'The licence of org/name is not known (org/name at '
+    assert sentence in (error := capfd.readouterr().err) and 'lacks README.md (404)' in error
+    assert not (tmp_path / 'three').exists()
+    assert main([*words, '--license', 'mit']) == 0
+
+
+def test_a_card_that_is_broken(tmp_path, capfd):
+    folder = save_pretrained(encoder_of(), tmp_path / 'saved')
+    assert main(['publish', str(folder), 'org/name', '--dry-run', 'one']) == 0
+    (tmp_path / 'one/README.md').write_bytes(b'---\nlicense: [\n---\n\xff')
+    capfd.readouterr()
+    assert main(['publish', 'one', 'org/name', '--dry-run', 'two']) == 2
+    assert 'README.md is not YAML' in (error := capfd.readouterr().err) and '\n' not in error[:-1]
+
+
+@pytest.mark.parametrize(
+    'alias', ['a\n/home/alice/x', '\t/home/alice', '/дом/алиса/x', '~alice/data']
+)
+def test_a_path_behind_escapes_of_json_does_not_leave(tmp_path, capfd, alias):
+    modality = Modality('optical', ('B1',), 10.0, 'DN', (1.0,), (1.0,), aliases=(alias,))
+    folder = save_pretrained(Encoder([modality], 8, 32, 1, 2), tmp_path / 'saved')
+    assert main(['publish', str(folder), 'org/name', '--dry-run', 'out']) == 2
+    assert 'config.json would hold a path of a machine' in capfd.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('value', [None, '0.9'])
+def test_rows_without_numbers(tmp_path, capfd, value):
+    folder = save_pretrained(encoder_of(), tmp_path / 'saved')
+    (tmp_path / 'rows.json').write_text(json.dumps([row('a', knn5=value)]))
+    words = ['publish', str(folder), 'org/name', '--dry-run', 'out', '--rows', 'rows.json']
+    assert main(words) == 2
+    assert 'should hold the rows that' in capfd.readouterr().err
+
+
 def test_statistics_of_many_bands_are_not_rounded(tmp_path):
     bands = tuple(f'B{i}' for i in range(300))
     modality = Modality('hyper', bands, 30.0, 'DN', (1234.5678,) * 300, (99.87654,) * 300)

@@ -41,7 +41,7 @@ def test_a_known_name_with_changes():
         ({'name': 'x', 'band': ['a']}, "field 'band' is unknown"),
         ({'bands': ['a']}, 'needs a name'),
         ({'name': 'x', 'bands': ['a', 'a'], 'gsd': 1, 'unit': 'm'}, 'a name of its own'),
-        ({'name': 'x', 'bands': ['a'], 'gsd': 0, 'unit': 'm'}, 'above 0'),
+        ({'name': 'x', 'bands': ['a'], 'gsd': 0, 'unit': 'm'}, 'gsd 0.0; give metres'),
         ({'name': 'x.v1', 'bands': ['a'], 'gsd': 1, 'unit': 'm'}, 'a name without dots'),
         ({'name': 'x', 'bands': ['a'], 'gsd': 1, 'unit': 'm', 'mean': [1]}, '1 means and 0'),
         (
@@ -75,6 +75,14 @@ def test_names_must_differ():
         ({'valid_range': 5}, 'has valid_range 5; give two numbers'),
         ({'valid_range': ['a', 'b']}, 'give two numbers'),
         ({'mean': ['x'], 'std': [1.0]}, 'give numbers'),
+        ({'unit': 3}, 'has unit 3; give a text'),
+        ({'source': {}}, 'give a text'),
+        ({'dark_band': 1}, 'give a text'),
+        ({'nodata': 'x'}, "has nodata 'x'; give a number"),
+        ({'quantification': None}, 'give a number'),
+        ({'name': 5}, 'is called 5; give it a name'),
+        ({'name': ['a']}, 'give it a name'),
+        ({'gsd': 1e308}, 'give metres per pixel, from'),
     ],
 )
 def test_fields_of_the_wrong_kind(fields, sentence):

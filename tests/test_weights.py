@@ -6,7 +6,6 @@ import pickle
 import struct
 import tracemalloc
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -181,22 +180,47 @@ def test_statistics_of_config_and_tensors_that_differ(folder):
         from_pretrained(folder)
 
 
-def test_an_overwrite_that_is_broken_off_leaves_nothing_mixed(folder, monkeypatch):
+@pytest.mark.parametrize('moves', range(6))
+def test_an_overwrite_that_is_broken_off_gives_back_what_was_there(bundle, monkeypatch, moves):  # noqa: F811
+    (bundle / 'README.md').unlink()
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
     done = []
 
-    def killed(source, target):
-        if done:
+    def broken_off(source, target):
+        done.append(target)
+        if len(done) == moves + 1:
             raise KeyboardInterrupt
-        done.append(Path(target).name)
         os.rename(source, target)
 
-    monkeypatch.setattr('gfm_jepa.models.weight_files.os.replace', killed)
+    monkeypatch.setattr('gfm_jepa.models.weight_files.os.replace', broken_off)
+    if moves == 5:  # config, weights and golden embeddings away, weights and config there
+        save_pretrained(Encoder([RADAR], 8, 32, 2, 2), bundle)
+        assert len(done) == 5 and [*from_pretrained(bundle).modalities] == [RADAR.name]
+        return
     with pytest.raises(KeyboardInterrupt):
-        save_pretrained(Encoder([RADAR], 8, 32, 2, 2), folder)
-    assert done == ['model.safetensors']
-    monkeypatch.undo()
-    with pytest.raises(InputError, match=r'holds no config\.json'):
+        save_pretrained(Encoder([RADAR], 8, 32, 2, 2), bundle)
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+
+
+def test_a_file_that_claims_more_tensors_is_refused_unread(folder, monkeypatch):
+    state = load_file(folder / 'model.safetensors')
+    save_file({**state, 'extra': torch.zeros(1000)}, folder / 'model.safetensors')
+
+    def read(*_):
+        raise AssertionError('tensors were read')
+
+    monkeypatch.setattr('gfm_jepa.models.building.require_finite', read)
+    with pytest.raises(InputError, match='extra belongs to no module'):
         from_pretrained(folder)
+
+
+def test_a_variance_below_0(bundle):  # noqa: F811
+    state = load_file(bundle / 'model.safetensors')
+    names = [name for name in state if name.endswith('running_var')]
+    state[names[0]][0] = -1.0
+    save_file(state, bundle / 'model.safetensors')
+    with pytest.raises(InputError, match=r'running_var of .* is below 0'):
+        from_pretrained(bundle)
 
 
 def test_an_overwrite_takes_the_card_and_the_golden_embeddings_along(bundle):  # noqa: F811
@@ -430,6 +454,17 @@ def test_golden_of_a_model_of_one_size(tmp_path):
     encoder = TimmEncoder(['rgb'], 'resmlp_12_224').eval()
     write_golden(encoder, tmp_path)
     assert verify_golden(encoder, tmp_path) < 1e-5
+
+
+def test_golden_embeddings_that_are_none(bundle):  # noqa: F811
+    encoder, golden = from_pretrained(bundle), load_file(bundle / 'golden.safetensors')
+    for changed in (
+        {'embedding.rgb': torch.ones(3, 7)}, {'embedding.rgb': golden['embedding.rgb'].long()},
+        {'input.rgb': torch.ones(0, 3, 32, 32), 'embedding.rgb': torch.ones(0, 128)},
+    ):  # fmt: skip
+        save_file({**golden, **changed}, bundle / 'golden.safetensors')
+        with pytest.raises(InputError, match='holds an embedding of rgb of shape'):
+            verify_golden(encoder, bundle)
 
 
 def test_golden_tells_other_weights(bundle):  # noqa: F811

@@ -1,5 +1,6 @@
 """Fit a trained encoder to other bands and sensors, by name: what is copied, what is new."""
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -13,7 +14,7 @@ from ..modalities import MODALITIES, Modality, pick_bands, resolve
 from .encoder import Encoder
 from .patch_embed import LinearStem, PatchEmbed
 
-ModalitySpec = Modality | str | Mapping[str, Any]
+ModalitySpec = Modality | str | os.PathLike[str] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def match_bands(
             trained modality comes in another unit.
     """
     trained = encoder.modalities
-    if isinstance(modalities, str | Modality | Mapping):
+    if isinstance(modalities, str | os.PathLike | Modality | Mapping):
         modalities = [modalities]
     specs = list(trained.values()) if modalities is None else list(modalities)
     wanted = {m.name: m for m in (resolve_over(s, trained, strict) for s in specs)}
@@ -87,7 +88,7 @@ def match_bands(
             raise InputError(
                 f'bands names {name!r}, but the encoder has {", ".join(wanted)}; name one of them.'
             )
-        if isinstance(picked, str) or not len(picked):
+        if not isinstance(picked, list | tuple) or not picked:
             raise InputError(f'bands gives {name} {picked!r}; give a list of names of its bands.')
         if unknown := [b for b in picked if b not in wanted[name].bands]:
             raise InputError(
@@ -138,7 +139,7 @@ def resolve_over(
     """What is asked for; under a trained name, the trained statistics of each known band.
 
     Args:
-        spec: A name, a `Modality`, or a mapping of its fields.
+        spec: A name, a `Modality`, a YAML path, or a mapping of its fields.
         trained: Modalities by name, whose statistics hold.
         strict: As in `match_bands`.
 
@@ -148,7 +149,7 @@ def resolve_over(
     """
     if isinstance(spec, str) and spec in trained:
         return trained[spec]
-    if isinstance(spec, Mapping) and spec.get('name') in trained:
+    if isinstance(spec, Mapping) and spec.get('name') in list(trained):  # of any type
         modality = _with_bands(trained[spec['name']], spec)
     else:
         modality = resolve(spec)

@@ -12,7 +12,7 @@ from ..errors import InputError
 from .base import UNTRAINED, BaseEncoder
 from .encoder import Encoder
 from .timm_encoder import TimmEncoder
-from .weight_files import Source, require_finite
+from .weight_files import Source, first_line, require_finite
 
 # All that a config can name; nothing is imported by name.
 CLASSES: Mapping[str, type[BaseEncoder]] = {'Encoder': Encoder, 'TimmEncoder': TimmEncoder}
@@ -30,16 +30,20 @@ def build(source: Source) -> BaseEncoder:
     """
     kind, config = _checked_config(source)
     untrained = frozenset(config.pop(UNTRAINED, ()))
-    state = {k: v.float() if v.is_floating_point() else v for k, v in source.state.items()}
-    require_finite(state, source.name)
     # On the meta device nothing is allocated or drawn, whatever the config claims.
     encoder = _made(kind, config, 'meta', source.name)
     if encoder is not None:
-        _check_state(encoder, state, source.name)
+        _check_state(encoder, source.state, source.name)
     if kind is not Encoder or encoder is None:  # timm's own models hold more than their state
         encoder = _made(kind, config, 'cpu', source.name)
         assert encoder is not None
-        _check_state(encoder, state, source.name)
+        _check_state(encoder, source.state, source.name)
+    # Copies, now that they fit: the file may change or vanish while the model lives.
+    state = {
+        k: v.to(torch.float32 if v.is_floating_point() else v.dtype, copy=True)
+        for k, v in source.state.items()
+    }
+    require_finite(state, source.name)
     _check_statistics(encoder, state, source)
     # `assign` puts the tensors that were read in the place of those without memory.
     encoder.load_state_dict(state, assign=True)
@@ -62,7 +66,7 @@ def _made(
     ) as error:  # fmt: skip
         if device == 'meta' and kind is not Encoder and isinstance(error, RuntimeError):
             return None
-        raise InputError(f'{name} does not describe an encoder ({error}).') from error
+        raise InputError(f'{name} does not describe an encoder ({first_line(error)}).') from error
 
 
 def _checked_config(source: Source) -> tuple[type[BaseEncoder], dict[str, Any]]:
@@ -73,7 +77,7 @@ def _checked_config(source: Source) -> tuple[type[BaseEncoder], dict[str, Any]]:
     name = config.pop('class', 'TimmEncoder' if 'backbone' in config else 'Encoder')
     if not isinstance(name, str) or name not in CLASSES:
         raise InputError(
-            f'The config of {source.name} names the class {name!r}; known are '
+            f'The config of {source.name} names the class {repr(name)[:80]}; known are '
             f'{", ".join(CLASSES)}: update gfm_jepa, or take other weights.'
         )
     kind = CLASSES[name]
@@ -127,7 +131,7 @@ def _check_state(encoder: BaseEncoder, state: Mapping[str, Tensor], name: str) -
     elif extra := [key for key in state if key not in expected]:
         problem = f'{extra[0]} belongs to no module'
     elif wrong := [key for key in expected if expected[key].shape != state[key].shape]:
-        came, wanted = tuple(state[wrong[0]].shape), tuple(expected[wrong[0]].shape)
+        came, wanted = (str(tuple(s[wrong[0]].shape))[:80] for s in (state, expected))
         problem = f'{wrong[0]} has the shape {came}, expected {wanted}'
     elif wrong := [k for k in expected
                    if expected[k].is_floating_point() != state[k].is_floating_point()]:  # fmt: skip
@@ -143,6 +147,10 @@ def _check_statistics(encoder: BaseEncoder, state: dict[str, Tensor], source: So
 
     They are the same, but for rounding where the weights were stored in 16 bits.
     """
+    if below := [k for k in state if k.endswith('running_var') and bool((state[k] < 0).any())]:
+        raise InputError(
+            f'{below[0]} of {source.name} is below 0, which no variance is; fetch it again.'
+        )
     bounds = {torch.float16: 1e-3, torch.bfloat16: 1e-2}
     for modality in encoder.modalities.values():
         own = f'patch_embeds.{modality.name}.' if isinstance(encoder, Encoder) else ''

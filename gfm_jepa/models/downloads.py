@@ -118,7 +118,7 @@ def _sentence(
     repo_id: str,
     revision: str | None,
     local: bool,
-    name: str = f'{CONFIG} or {WEIGHTS}',
+    name: str = '',
 ) -> str:
     """What went wrong, and what to do."""
     at = f' at {revision}' if revision else ''
@@ -140,7 +140,9 @@ def _sentence(
     if isinstance(cause, RevisionNotFoundError):
         return f'{repo_id} has no branch, tag or commit {revision!r} (404); check the revision.'
     if isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError):
-        return f'{repo_id}{at} lacks {name} (404); it holds no encoder of ours.'
+        if name:
+            return f'{repo_id}{at} lacks {name} (404); ask who published it to add that file.'
+        return f'{repo_id}{at} lacks {CONFIG} or {WEIGHTS} (404); it holds no encoder of ours.'
     if isinstance(cause, HfHubHTTPError):
         status = cause.response.status_code
         advice = {

@@ -4,14 +4,14 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional
 
 from ..bundled import bundled_folder
 from ..errors import InputError
 from ..modalities import Modality
 from .base import BaseEncoder, evaluating
-from .weight_files import GOLDEN, let_others_read, read_safetensors
+from .weight_files import GOLDEN, read_safetensors, write_safetensors
 
 
 def write_golden(encoder: BaseEncoder, folder: Path) -> None:
@@ -21,15 +21,19 @@ def write_golden(encoder: BaseEncoder, folder: Path) -> None:
         chips = golden_input(modality, encoder.example_size(name))
         tensors[f'input.{name}'] = chips
         tensors[f'embedding.{name}'] = _embed(encoder, name, chips)
-    save_file(tensors, folder / GOLDEN, metadata={'format': 'pt'})
-    let_others_read(folder / GOLDEN)
+    write_safetensors(tensors, folder / GOLDEN)
 
 
 def golden_input(modality: Modality, size: int) -> Tensor:
-    """Seeded noise (2, C, size, size) of the modality's statistics, in its unit and range."""
-    noise = torch.randn(
-        2, len(modality.bands), size, size, generator=torch.Generator().manual_seed(0)
-    )
+    """Seeded noise (2, C, size, size) of the modality's statistics, in its unit and range.
+
+    It is smooth, as rasters are: white noise is far from all that a readout was fitted to.
+    """
+    coarse = torch.randn(
+        2, len(modality.bands), max(size // 8, 1), max(size // 8, 1),
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    noise = functional.interpolate(coarse, size=(size, size), mode='bilinear')
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (modality.mean, modality.std))
     values: Tensor = noise * std + mean
     return values.clamp(*modality.valid_range) if modality.valid_range else values
@@ -65,8 +69,17 @@ def verify_golden(
     for name in encoder.modalities:
         if not {f'input.{name}', f'embedding.{name}'} <= tensors.keys():
             raise InputError(f'{path} says nothing of {name}; give the encoder that was published.')
-        expected = tensors[f'embedding.{name}']
-        difference = (_embed(encoder, name, tensors[f'input.{name}']) - expected).abs().max()
+        chips, expected = tensors[f'input.{name}'], tensors[f'embedding.{name}']
+        width = encoder.num_features
+        if not chips.is_floating_point() or not chips.numel() or (
+            expected.shape != (len(chips), width) or not expected.is_floating_point()
+        ):  # fmt: skip
+            raise InputError(
+                f'{path} holds an embedding of {name} of shape {str(tuple(expected.shape))[:80]} '
+                f'and {expected.dtype}, expected floats, {width} for each of its chips; fetch it '
+                f'again.'
+            )
+        difference = (_embed(encoder, name, chips) - expected).abs().max()
         relative = float(difference / expected.std())
         if not relative <= tolerance:
             raise InputError(

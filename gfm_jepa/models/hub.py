@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..bundled import bundled_folder, bundled_sentence
@@ -25,11 +24,11 @@ from .weight_files import (
     CONFIG,
     WEIGHTS,
     Source,
-    let_others_read,
     part_of,
     read_folder,
     refuse_foreign,
     replace_folder,
+    write_safetensors,
 )
 
 
@@ -86,6 +85,8 @@ def _find(
 ) -> tuple[Source, str | None]:
     """Read the weights where they are; the commit, if they are from the Hub."""
     path = Path(source)
+    if len(str(source)) > 4096:  # longer than any path, of which the system would complain
+        raise InputError(f'There are no weights at {str(source)[:80]!r}...; name where they are.')
     bundled = bundled_folder(str(source))
     if revision is not None and (bundled or path.exists()):
         raise InputError(
@@ -150,8 +151,7 @@ def write_encoder(encoder: BaseEncoder, folder: Path, half: bool = False) -> Non
     state = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
     if half:
         state = {k: v.half() if is_matrix(v) else v for k, v in state.items()}
-    save_file(state, folder / WEIGHTS, metadata={'format': 'pt'})
-    let_others_read(folder / WEIGHTS)
+    write_safetensors(state, folder / WEIGHTS)
     config = {'class': kind, **encoder.config}
     if encoder.untrained:
         config[UNTRAINED] = sorted(encoder.untrained)
@@ -205,7 +205,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def _is_stored(value: Tensor) -> bool:
     """Whether a tensor is dense, and each of its values lies in memory once."""
-    if value.layout != torch.strided:
+    if value.layout != torch.strided or value.is_nested or value.device.type != 'cpu':
         return False
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 

@@ -10,6 +10,7 @@ import yaml
 
 import gfm_jepa
 
+from ..errors import InputError
 from .base import BaseEncoder
 from .weight_files import CARD
 
@@ -87,8 +88,14 @@ def model_card(encoder: BaseEncoder, repo_id: str, facts: CardFacts, run: Mappin
 def card_metadata(folder: Path) -> dict[str, Any]:
     """Read the metadata at the head of a card; empty if there is none."""
     path = folder / CARD
-    parts = path.read_text().split('---\n', 2) if path.is_file() else []
-    content = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
+    parts = path.read_text(errors='replace').split('---\n', 2) if path.is_file() else []
+    try:
+        content = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
+    except yaml.YAMLError as error:
+        raise InputError(
+            f'The head of {path} is not YAML ({str(error).splitlines()[0]}); mend it, since it '
+            f'states the licence.'
+        ) from error
     return content if isinstance(content, dict) else {}
 
 
@@ -97,7 +104,7 @@ def inherited_facts(facts: CardFacts, folder: Path) -> CardFacts:
     path = folder / CARD
     if not path.is_file():
         return facts
-    data = re.search(r'^## Data\n\n((?:- .*\n)+)', path.read_text(), re.MULTILINE)
+    data = re.search(r'^## Data\n\n((?:- .*\n)+)', path.read_text(errors='replace'), re.MULTILINE)
     return replace(
         facts,
         licence=facts.licence or str(card_metadata(folder).get('license', '')),

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ _PRIVATE = {
     ),
     'a path of a machine': re.compile(
         r'(?<![\w/.~])/\w[\w.-]*/[\w.][^\s"|]*|(?<![\w/.~:])//\w[\w.-]*/\w[^\s"|]*'
-        r'|\\\\\w[^\s"|]*|\b[A-Za-z]:[\\/]+\w[^\s"|]*|~/[\w.]|file://'
+        r'|\\\\\w[^\s"|]*|\b[A-Za-z]:[\\/]+\w[^\s"|]*|~\w*/[\w.]|file://'
     ),
 }  # fmt: skip
 
@@ -66,12 +66,13 @@ def publish(
         raise InputError(f'{repo_id!r} should be a name on the Hub, such as org/name.')
     encoder = from_pretrained(source)
     require_rows_of(encoder, facts.rows)  # before the weights are rounded
-    facts = inherited_facts(facts, bundled_folder(str(source)) or Path(source))
+    facts = inherited_facts(facts, _folder_of_card(source, encoder.revision, facts.licence))
     run = describe_run(Path(source)) if Path(source).is_file() else {}
     parent = None
     if dry_run is not None:
         refuse_foreign(dry_run, (CONFIG, CARD))
-        parent = dry_run.resolve().parent
+        # On the same file system, so that the files can be moved.
+        parent = dry_run if dry_run.is_dir() else dry_run.resolve().parent
         parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent) as temporary:
         release = Path(temporary) / 'release'
@@ -81,6 +82,23 @@ def publish(
             return _upload(release, repo_id, tag, private)
         replace_folder(release, dry_run)
         return str(dry_run)
+
+
+def _folder_of_card(source: str | os.PathLike[str], commit: str | None, licence: str) -> Path:
+    """Where the card of what is published lies, if anywhere; of a commit of the Hub, its cache."""
+    folder = bundled_folder(str(source)) or Path(source)
+    if commit is None:
+        return folder
+    from .downloads import download_file
+
+    try:
+        return download_file(str(source), CARD, commit).parent
+    except InputError as error:
+        if licence:
+            return folder
+        raise InputError(
+            f'The licence of {source} is not known ({error}); say it with --license.'
+        ) from error
 
 
 def write_release(encoder: BaseEncoder, folder: Path, card: str, half: bool = False) -> None:
@@ -119,6 +137,8 @@ def refuse_private(path: Path) -> None:
             text = file.read(length).decode(errors='replace')
         else:
             text = file.read().decode(errors='replace')
+    if path.suffix == '.json':  # its escapes would hide what stands in its strings
+        text = '\n'.join(_strings(json.loads(text)))
     for kind, pattern in _PRIVATE.items():
         if found := pattern.search(text):
             shown = found[0][:6] + '...' if kind == 'a token' else found[0][:80]
@@ -128,19 +148,33 @@ def refuse_private(path: Path) -> None:
             )
 
 
+def _strings(content: Any) -> Iterator[str]:
+    """All strings in the content of a JSON file."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from (key, *_strings(value))
+    elif isinstance(content, list):
+        for value in content:
+            yield from _strings(value)
+
+
 def describe_run(path: Path) -> dict[str, Any]:
     """Method, steps and settings out of a checkpoint: numbers and short words, never paths."""
     checkpoint = load_checkpoint(path)
+    epoch, stated = checkpoint.get('epoch', -1), checkpoint.get('hyper_parameters')
     run: dict[str, Any] = {
         'method': checkpoint.get('task', 'not stated'),
         'optimizer steps': checkpoint.get('global_step', 'not stated'),
-        'epochs begun': checkpoint.get('epoch', -1) + 1,
+        'epochs begun': epoch + 1 if isinstance(epoch, int) else 'not stated',
         'seed': checkpoint.get('seed'),
         'weights of': checkpoint['encoder_prefix'].rstrip('.'),
     }
-    settings = {k: v for k, v in checkpoint.get('hyper_parameters', {}).items()
-                if k not in ('modalities', 'modality_specs') and not k.startswith('_')}  # fmt: skip
-    return run | {k: v for k, v in _flat(settings).items() if _is_plain(v)}
+    left_out = re.compile('modalities|modality_specs|_.*')
+    settings = stated if isinstance(stated, dict) else {}
+    told = {k: v for k, v in settings.items() if isinstance(k, str) and not left_out.fullmatch(k)}
+    return run | {k: v for k, v in _flat(told).items() if _is_plain(v)}
 
 
 def read_rows(path: Path) -> Sequence[Mapping[str, Any]]:
@@ -160,8 +194,9 @@ def read_rows(path: Path) -> Sequence[Mapping[str, Any]]:
     wanted = {'name', 'dataset', 'split', 'features', 'knn5', 'linear', 'n_train', 'n_val',
               'n_test'}  # fmt: skip
     if not isinstance(rows, list) or not all(
-        isinstance(r, dict) and wanted <= set(r) for r in rows
-    ):
+        isinstance(r, dict) and wanted <= set(r)
+        and all(isinstance(r[key], int | float) for key in ('knn5', 'linear')) for r in rows
+    ):  # fmt: skip
         raise InputError(f'{path} should hold the rows that `gfm-jepa probe --output` writes.')
     return rows
 

@@ -15,7 +15,7 @@ from ..bundled import bundled_folder
 from ..errors import InputError
 from ..modalities import MODALITIES, Modality, resolve
 from .band_matching import ModalitySpec
-from .encoder import NUM_DEPTHS, Encoder, pool_depths
+from .encoder import NUM_DEPTHS, Encoder, Readout, pool_depths
 from .hub import from_pretrained
 from .patch_embed import PatchEmbed
 from .presets import PRESETS
@@ -126,11 +126,11 @@ class RawVisionTransformer(VisionTransformer):  # type: ignore[misc]  # timm car
             pos_embed='none', class_token=False, fc_norm=False, embed_layer=embed_layer,
         )  # fmt: skip
         self.dynamic_img_size = True
-        self.readout: nn.Linear | None = None
+        self.readout: Readout | None = None
         if readout:
             depths = min(NUM_DEPTHS, len(self.blocks))
             width = (depths + 1) * self.embed_dim + embed.statistics_dim
-            self.readout = nn.Linear(width, readout)
+            self.readout = Readout(width, readout)
             self.num_features = self.head_hidden_size = readout
             self.reset_classifier(self.num_classes)
             # The head stays the last child: torchgeo takes that for the output layer.

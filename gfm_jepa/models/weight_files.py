@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -105,16 +108,41 @@ def shard_names(index: Path) -> list[str]:
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Read tensors, after its header was checked against the size of the file.
 
+    They lie in the file until they are used: what lives longer than it copies them.
+
     Raises:
         InputError: If the file is a pickle, is cut off, or claims more than it holds.
     """
     check_header(path)
     try:
         with safe_open(path, framework='pt') as file:
-            # Copies: the file may change or vanish while the model lives.
-            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f'{path} is not a safetensors file ({error}); fetch it again.') from error
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError, MemoryError) as error:
+        raise InputError(
+            f'{path} is not a safetensors file that fits into memory ({first_line(error)}); fetch '
+            f'it again.'
+        ) from error
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors to a file that others may read, too.
+
+    Raises:
+        InputError: If they cannot be written.
+    """
+    try:
+        save_file(tensors, path, metadata={'format': 'pt'})
+    except SafetensorError as error:
+        raise InputError(
+            f'{path.name} could not be written ({first_line(error)}); give a folder with room.'
+        ) from error
+    let_others_read(path)
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, in short."""
+    lines = str(error).splitlines()
+    return lines[0][:160] if lines else type(error).__name__
 
 
 def check_header(path: Path) -> None:
@@ -188,21 +216,37 @@ def replace_folder(temporary: Path, folder: Path) -> None:
     """Move the files of a finished folder into place, config.json last: without it none is read.
 
     A card and golden embeddings that are not replaced spoke of the weights of before, and go.
+    Where a move fails, or is broken off, what was there before comes back.
+
+    Args:
+        temporary: Of the same file system.
+        folder: Where to; made if it is not there.
 
     Raises:
         InputError: If there are files of those names that something else wrote.
     """
-    names = [path.name for path in temporary.iterdir()]
+    names = sorted((path.name for path in temporary.iterdir()), key=lambda n: n == CONFIG)
     refuse_foreign(folder, names)
     folder.mkdir(parents=True, exist_ok=True)
-    # Nor one that speaks of other weights than those that lie beside it.
-    (folder / CONFIG).unlink(missing_ok=True)
-    if GOLDEN not in names:
-        (folder / GOLDEN).unlink(missing_ok=True)
+    # A config that is left would speak of other weights than those that lie beside it.
+    gone = [CONFIG, *(n for n in names if n != CONFIG), GOLDEN]
     if CARD not in names and (folder / CARD).is_file() and _is_ours(folder / CARD):
-        (folder / CARD).unlink()
-    for path in sorted(temporary.iterdir(), key=lambda p: p.name == CONFIG):
-        os.replace(path, folder / path.name)
+        gone.append(CARD)
+    before = Path(tempfile.mkdtemp(dir=temporary.parent))
+    try:
+        for name in filter(lambda n: (folder / n).is_file(), dict.fromkeys(gone)):
+            os.replace(folder / name, before / name)
+        for name in names:
+            os.replace(temporary / name, folder / name)
+    except BaseException:
+        for name in names:
+            if not (temporary / name).exists():
+                (folder / name).unlink(missing_ok=True)
+        for path in sorted(before.iterdir(), key=lambda p: p.name == CONFIG):
+            os.replace(path, folder / path.name)
+        raise
+    finally:
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def let_others_read(path: Path) -> None:
@@ -249,8 +293,8 @@ def _is_ours(path: Path) -> bool:
 
 
 def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors under a prefix, without it; copies, since a file that is mapped may change."""
-    return {k.removeprefix(prefix): v.clone() for k, v in state.items() if k.startswith(prefix)}
+    """The tensors under a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def weights_hash(module: nn.Module) -> str:
