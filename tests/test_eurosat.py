@@ -142,9 +142,11 @@ def test_csv_files_that_are_damaged(copy):
 @pytest.mark.parametrize('in_memory', [True, False])
 def test_names_a_broken_image(copy, in_memory):
     path = copy / 'EuroSAT_RGB/SeaLake/SeaLake_1.jpg'
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(InputError, match=r'SeaLake_1\.jpg is a broken image'):
-        EuroSATRGB(copy, 'train', in_memory=in_memory)[0]
+    # Text, too, that begins as an image of Pillow's does.
+    for content in (path.read_bytes()[:200], b'P3 plots, three seeds'):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r'SeaLake_1\.jpg is a broken image'):
+            EuroSATRGB(copy, 'train', in_memory=in_memory)[0]
     write_jpeg(path, 40, size=32)
     with pytest.raises(InputError, match=r'SeaLake_1\.jpg has 32 x 32 pixels'):
         EuroSATRGB(copy, 'train', in_memory=in_memory)[0]

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import InputError
-from .eurosat import SPLITS, EuroSATRGB, with_progress
+from .eurosat import BROKEN_IMAGE, SPLITS, EuroSATRGB, with_progress
 from .images import (
     ImageFiles,
     class_images,
@@ -90,7 +90,7 @@ def _require_one_size(files: Sequence[Path]) -> None:
         try:
             with Image.open(path) as image:
                 size = image.size
-        except (OSError, Image.DecompressionBombError) as error:
+        except (*BROKEN_IMAGE, Image.DecompressionBombError) as error:
             raise InputError(f'{path} is a broken image ({error}); replace it.') from error
         first = first or size
         if size != first:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,10 @@ def find_list(root: Path, split: str, split_lists: str | Path) -> Path:
     return found[0]
 
 
+# Pillow reads text that begins as an image does, such as a P and a digit, until a number is none.
+BROKEN_IMAGE = (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, struct.error)
+
+
 def decode_rgb(path: Path) -> NDArray[np.uint8]:
     """Read an 8-bit image as (H, W, 3) uint8; grey and palette images become RGB.
 
@@ -165,7 +170,9 @@ def decode_rgb(path: Path) -> NDArray[np.uint8]:
         raise InputError(
             f'{path} is too large for an image that is decoded whole ({error}); cut it into tiles.'
         ) from error
-    except (OSError, SyntaxError) as error:
+    except InputError:
+        raise
+    except BROKEN_IMAGE as error:
         raise InputError(f'{path} is a broken image ({error}); replace it or unlist it.') from error
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError
 from ..modalities import LULC, MODALITIES
-from .eurosat import SPLITS
+from .eurosat import BROKEN_IMAGE, SPLITS
 from .labelled import Benchmark
 from .rasters import Rasters
 from .torchgeo_benchmarks import require_there
@@ -321,7 +321,7 @@ def _sizes(paths: Sequence[str | Path]) -> list[tuple[int, int]]:
         try:
             with Image.open(path) as image:
                 sizes.append((image.height, image.width))
-        except OSError as error:
+        except BROKEN_IMAGE as error:
             raise InputError(f'{path} is a broken image ({error}); replace it.') from error
     return sizes
 
