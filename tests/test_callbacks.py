@@ -189,6 +189,24 @@ def test_a_huge_value_stops_the_run_before_the_weights(eurosat, accumulation):
     assert not finite(task)
 
 
+@pytest.mark.filterwarnings('ignore:.*but is expected in the unit')
+def test_a_huge_value_that_only_batch_norms_count_stops_the_run(eurosat):
+    encoder, data = {'stem': 'conv'}, Poisoned(str(eurosat), batch_size=4)
+    data.value = 1e30
+    task = LeJEPA(['rgb'], encoder=encoder)
+    run = trainer(NaNGuard(), max_steps=6)
+    with pytest.raises(InputError, match='variances of batch norms below') as error:
+        run.fit(task, data)
+    assert str(error.value).count('.jpg') == 1
+    assert str(data.train_dataset.files[5]) in str(error.value)
+    # Without the guard the run ends well, with batch norms that nothing fits any more.
+    task = LeJEPA(['rgb'], encoder=encoder)
+    trainer(max_steps=6).fit(task, data)
+    assert finite(task)
+    variances = [v.max() for k, v in task.named_buffers() if k.endswith('running_var')]
+    assert not all(v < 1e12 for v in variances)
+
+
 @pytest.mark.parametrize('method', [IJEPA, LeJEPA])
 def test_an_infinite_pixel_counts_as_not_there(eurosat, method):
     task, data = method(['rgb']), Poisoned(str(eurosat), batch_size=4)

@@ -87,8 +87,14 @@ class CollapseGuard(Callback):
         self.checked_step = state_dict['checked_step']
 
 
+_LARGEST_VARIANCE = 1e12  # of a batch norm; of rasters in standard deviations it is some hundred
+
+
 class NaNGuard(Callback):
     """Stop a run at a loss or gradient that is not finite, before it reaches the weights.
+
+    Nor may batch norms count a value that is no measurement, such as a float's largest where
+    nothing says nodata: the loss stays finite, but what they average is lost for all later chips.
 
     The message names the files of the samples whose values are infinite or nearly so; if none are,
     those of the whole batch. On several ranks all stop together.
@@ -122,7 +128,12 @@ class NaNGuard(Callback):
         # With float16, a scaler skips the steps whose scaled gradients overflow: let it.
         scaled = getattr(trainer.precision_plugin, 'scaler', None) is not None
         checked = [*self.losses.values(), *([] if scaled else [norm])]
-        bad = not bool(torch.stack([c.float().isfinite() for c in checked]).all())
+        variances = [
+            buffer.detach().max().float() / _LARGEST_VARIANCE
+            for name, buffer in pl_module.named_buffers() if name.endswith('running_var')
+        ]  # fmt: skip
+        sound = [c.float().isfinite() for c in checked] + [v < 1 for v in variances]
+        bad = not bool(torch.stack(sound).all())
         if trainer.strategy.reduce_boolean_decision(bad, all=False):
             # The gradient is of all ranks by now, the losses are this one's.
             lost = any(not bool(loss.isfinite()) for loss in self.losses.values())
@@ -150,8 +161,9 @@ class NaNGuard(Callback):
         return (
             f'Loss {float(self.losses[bad[0]]):g} with a gradient norm of {norm:g} at step '
             f'{trainer.global_step}, epoch {trainer.current_epoch}, batch '
-            f'{", ".join(map(str, bad))}, rank {trainer.global_rank}, where both should be finite; '
-            f'{what} {"; ".join(told[: self.max_names])}{more}: {do}, and go on from the last '
+            f'{", ".join(map(str, bad))}, rank {trainer.global_rank}, where both should be finite, '
+            f'and the variances of batch norms below {_LARGEST_VARIANCE:g}; {what} '
+            f'{"; ".join(told[: self.max_names])}{more}: {do}, and go on from the last '
             f'checkpoint, which is sound.'
         )
 
