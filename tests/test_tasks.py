@@ -113,6 +113,23 @@ def test_resumed_run_equals_unbroken_run_bit_for_bit(config, method, end):
     assert encoder({'optical': torch.rand(2, 3, 48, 48) * 3000}).isfinite().all()
 
 
+@pytest.mark.parametrize('end', ['--trainer.max_epochs=-1', '--trainer.max_epochs=3'])
+def test_resumed_at_the_end_of_an_epoch_equals_unbroken(config, tmp_path, end):
+    def run(folder, *words):
+        options = {'dirpath': str(tmp_path / folder), 'every_n_epochs': 1, 'filename': '{step}',
+                   'every_n_train_steps': None, 'save_top_k': -1, 'save_last': True}  # fmt: skip
+        checkpoint = {'class_path': 'lightning.pytorch.callbacks.ModelCheckpoint',
+                      'init_args': options}  # fmt: skip
+        return config('LeJEPA', folder, f'--trainer.callbacks={json.dumps([checkpoint])}', end,
+                      '--trainer.max_steps=10', *words)  # fmt: skip
+
+    whole = run('whole')
+    resumed = run('from4', f'--ckpt_path={whole}/step=4.ckpt')
+    assert torch.load(resumed / 'last.ckpt', weights_only=True)['global_step'] == 10
+    expected, got = weights(whole / 'last.ckpt'), weights(resumed / 'last.ckpt')
+    assert all(torch.equal(value, got[name]) for name, value in expected.items())
+
+
 def test_weights_know_which_modalities_training_never_saw(config, tmp_path, capsys):
     radar = sensor('radar', 2).to_dict()
     run = config('LeJEPA', 'run', f'--data.modalities={json.dumps([*SENSORS, radar])}',

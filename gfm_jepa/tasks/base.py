@@ -335,6 +335,7 @@ class PretrainTask(BaseTask):  # type: ignore[misc]  # torchgeo carries no types
         checkpoint['task'] = type(self).__name__
         checkpoint['seed'] = self._seed
         checkpoint['hyper_parameters'] = plain(dict(checkpoint.get('hyper_parameters', {})))
+        _end_as_after_a_batch(checkpoint.get('loops', {}).get('fit_loop', {}))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the seed of the run that was broken off.
@@ -503,3 +504,18 @@ def frozen_copy[M: nn.Module](module: M) -> M:
     from copy import deepcopy
 
     return deepcopy(module).requires_grad_(False)
+
+
+def _end_as_after_a_batch(loop: dict[str, Any]) -> None:
+    """Let a checkpoint of the end of an epoch count as one of its last batch.
+
+    `ModelCheckpoint` saves it so by default: processed, but not completed. Lightning would go on in
+    that epoch with one more batch than it has.
+    """
+    if not {'epoch_progress', 'epoch_loop.batch_progress'} <= loop.keys():
+        return
+    epoch, batch = loop['epoch_progress'], loop['epoch_loop.batch_progress']
+    if batch['is_last_batch'] and epoch['current']['processed'] > epoch['current']['completed']:
+        for part in ('total', 'current'):
+            epoch[part]['processed'] = epoch[part]['completed']
+            batch[part]['completed'] = batch[part]['processed'] - 1
